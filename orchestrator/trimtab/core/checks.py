@@ -1,0 +1,49 @@
+"""Checks of single fields: each raises `InputError` naming field, rule and value."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from trimtab.core.errors import InputError, unknown_name_message
+
+
+def whole_number(field: str, value: Any, *, at_least: int = 1) -> None:
+    """Raise unless `value` is an int (not a bool) of at least `at_least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise InputError(f"{field}: expected a whole number >= {at_least}, got {value!r}")
+
+
+def positive(field: str, value: Any) -> None:
+    """Raise unless `value` is a finite number above zero."""
+    if not _is_finite_number(value) or value <= 0:
+        raise InputError(f"{field}: expected a finite number > 0, got {value!r}")
+
+
+def not_negative(field: str, value: Any) -> None:
+    """Raise unless `value` is a finite number of at least zero."""
+    if not _is_finite_number(value) or value < 0:
+        raise InputError(f"{field}: expected a finite number >= 0, got {value!r}")
+
+
+def fraction(field: str, value: Any) -> None:
+    """Raise unless `value` is a number from 0 to 1."""
+    if not _is_finite_number(value) or not 0 <= value <= 1:
+        raise InputError(f"{field}: expected a number from 0 to 1, got {value!r}")
+
+
+def not_empty(field: str, value: Collection[Any]) -> None:
+    """Raise unless `value` has at least one element (or, for text, one character)."""
+    if not value:
+        raise InputError(f"{field}: expected at least one entry, got none")
+
+
+def one_of(field: str, value: Any, allowed: Collection[str]) -> None:
+    """Raise unless `value` is among `allowed`; the message suggests the nearest."""
+    if value not in allowed:
+        raise InputError(f"{field}: {unknown_name_message('value', str(value), allowed)}")
+
+
+def _is_finite_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    )

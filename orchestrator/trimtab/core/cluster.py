@@ -1,0 +1,167 @@
+"""The machines: GPUs, NICs, nodes, islands and the links between them."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from trimtab.core import checks
+from trimtab.core.errors import InputError
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+NicKind = Literal["infiniband", "roce", "ethernet", "loopback"]
+NIC_KINDS: tuple[str, ...] = get_args(NicKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakRate:
+    """The dense (not sparse) datasheet rate of one precision."""
+
+    precision: Precision
+    flop_per_s: float
+
+    def __post_init__(self) -> None:
+        checks.one_of("precision", self.precision, PRECISIONS)
+        checks.positive("peak_tflop_per_s", self.flop_per_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSpec:
+    """One accelerator; a device of unknown peak (a CPU, say) has no `peaks`."""
+
+    name: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    peaks: tuple[PeakRate, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks.not_empty("gpu.name", self.name)
+        checks.whole_number("gpu.memory_gib", self.memory_bytes)
+        checks.positive("gpu.memory_gb_per_s", self.memory_bytes_per_s)
+
+    def peak_flop_per_s(self, precision: Precision) -> float | None:
+        """The dense peak of `precision`, or None where the datasheet gives none."""
+        for peak in self.peaks:
+            if peak.precision == precision:
+                return peak.flop_per_s
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A way between two ends: one direction's bandwidth and the time of an empty message."""
+
+    bytes_per_s: float
+    latency_s: float
+
+    def __post_init__(self) -> None:
+        checks.positive("link.gb_per_s", self.bytes_per_s)
+        checks.not_negative("link.latency_us", self.latency_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicSpec:
+    """`count` equal NICs of a node; `bytes_per_s` is one NIC's line rate in one direction."""
+
+    kind: NicKind
+    count: int
+    bytes_per_s: float
+    latency_s: float
+
+    def __post_init__(self) -> None:
+        checks.one_of("nic.kind", self.kind, NIC_KINDS)
+        checks.whole_number("nic.count", self.count)
+        checks.positive("nic.gbit_per_s", self.bytes_per_s)
+        checks.not_negative("nic.latency_us", self.latency_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """`count` equal nodes of one island, called `name-0` ... `name-{count-1}`."""
+
+    name: str
+    count: int
+    gpu: GpuSpec
+    gpus_per_node: int
+    intra_node: Link
+    """NVLink, PCIe or shared memory: what one GPU reaches its neighbours in the node with."""
+    nics: tuple[NicSpec, ...]
+    island: str
+
+    def __post_init__(self) -> None:
+        checks.not_empty("node.name", self.name)
+        checks.whole_number(f"nodes.{self.name}.count", self.count)
+        checks.whole_number(f"nodes.{self.name}.gpus_per_node", self.gpus_per_node)
+        checks.not_empty(f"nodes.{self.name}.nics", self.nics)
+        checks.not_empty(f"nodes.{self.name}.island", self.island)
+
+    @property
+    def num_gpus(self) -> int:
+        return self.count * self.gpus_per_node
+
+    @property
+    def fastest_nic(self) -> NicSpec:
+        return max(self.nics, key=lambda nic: nic.count * nic.bytes_per_s)
+
+    @property
+    def nic_link_per_gpu(self) -> Link:
+        """What one GPU gets of its node's fastest NICs when all its GPUs send at once."""
+        nic = self.fastest_nic
+        return Link(
+            bytes_per_s=nic.count * nic.bytes_per_s / self.gpus_per_node,
+            latency_s=nic.latency_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IslandLink:
+    """What a whole island reaches another one with; each direction has the full bandwidth."""
+
+    islands: tuple[str, str]
+    link: Link
+
+    def __post_init__(self) -> None:
+        if len(self.islands) != 2 or self.islands[0] == self.islands[1]:
+            raise InputError(
+                f"links.islands: expected two different islands, got {list(self.islands)}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSpec:
+    """The whole machine: GPUs are numbered node by node in the order of `nodes`."""
+
+    name: str
+    nodes: tuple[NodeSpec, ...]
+    links: tuple[IslandLink, ...] = ()
+    source: str = ""
+    """Where the figures come from."""
+
+    def __post_init__(self) -> None:
+        checks.not_empty("cluster.name", self.name)
+        checks.not_empty("cluster.nodes", self.nodes)
+        names = [node.name for node in self.nodes]
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise InputError(f"cluster.nodes: the name {min(repeated)!r} is used twice")
+        for island_link in self.links:
+            for island in island_link.islands:
+                checks.one_of("links.islands", island, self.islands)
+
+    @property
+    def num_gpus(self) -> int:
+        return sum(node.num_gpus for node in self.nodes)
+
+    @property
+    def num_nodes(self) -> int:
+        return sum(node.count for node in self.nodes)
+
+    @property
+    def islands(self) -> tuple[str, ...]:
+        """Island names in the order they first appear."""
+        return tuple(dict.fromkeys(node.island for node in self.nodes))
+
+    @property
+    def gpu_names(self) -> tuple[str, ...]:
+        """Device names in the order they first appear."""
+        return tuple(dict.fromkeys(node.gpu.name for node in self.nodes))

@@ -1,0 +1,70 @@
+"""What can go wrong in a way the user can mend, and the exit code each kind ends with.
+
+`TrimtabError`
+├── `InputError`        a file, key, value or argument is wrong
+├── `InfeasibleError`   the input is well formed, but no plan can satisfy it
+├── `RunDirError`       a run directory is missing, broken or of another version
+├── `MissingExtraError` a feature needs a package that is not installed
+├── `JobFailedError`    the job ran and failed; running it again may help
+└── `NoRestartError`    the job ran and failed in a way that will repeat
+"""
+
+import difflib
+import enum
+from collections.abc import Iterable
+
+
+class ExitCode(enum.IntEnum):
+    """Every exit code a Trimtab process ends with on purpose."""
+
+    OK = 0
+    JOB_FAILED = 1
+    USAGE = 2
+    DO_NOT_RESTART = 93
+
+
+class TrimtabError(Exception):
+    """A problem the user can mend: the message says what was expected, and what to do."""
+
+    exit_code: ExitCode = ExitCode.USAGE
+
+
+class InputError(TrimtabError):
+    """A file, key, value or argument is wrong."""
+
+
+class InfeasibleError(TrimtabError):
+    """The input is well formed, but no plan can satisfy it; the message says what is short."""
+
+
+class RunDirError(TrimtabError):
+    """A run directory is missing, broken or written by another version."""
+
+
+class MissingExtraError(TrimtabError):
+    """A feature needs a package that is not installed; the message names the extra."""
+
+
+class JobFailedError(TrimtabError):
+    """The job ran and failed; running it again may help."""
+
+    exit_code = ExitCode.JOB_FAILED
+
+
+class NoRestartError(TrimtabError):
+    """The job ran and failed in a way that will repeat, so it must not be restarted."""
+
+    exit_code = ExitCode.DO_NOT_RESTART
+
+
+def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line for a name that does not exist, with the nearest that does.
+
+    >>> unknown_name_message("key", "num_layer", ["num_layers", "hidden"])
+    "unknown key 'num_layer'; did you mean 'num_layers'?"
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if nearest:
+        return f"unknown {kind} {name!r}; did you mean {nearest[0]!r}?"
+    return f"unknown {kind} {name!r}; expected one of {', '.join(names)}"

@@ -1,0 +1,267 @@
+"""A job: what the user asks for, the request that is submitted, the handle that names it."""
+
+import enum
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from trimtab.core import checks
+from trimtab.core.cluster import PRECISIONS, ClusterSpec, Precision
+from trimtab.core.errors import InputError
+from trimtab.core.model import ModelSpec
+from trimtab.core.plan import Layout
+from trimtab.core.profile import StepProfile
+
+DataFormat = Literal["auto", "text", "jsonl", "megatron"]
+DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)
+
+LongDocuments = Literal["split", "truncate", "drop"]
+LONG_DOCUMENTS: tuple[str, ...] = get_args(LongDocuments)
+
+Decay = Literal["constant", "linear", "cosine"]
+DECAYS: tuple[str, ...] = get_args(Decay)
+
+Grouping = Literal["planned", "uniform"]
+GROUPINGS: tuple[str, ...] = get_args(Grouping)
+
+SchedulerName = Literal["local"]
+SCHEDULERS: tuple[str, ...] = get_args(SchedulerName)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSource:
+    """One set of documents; a document is a file, a JSONL line or a Megatron index entry."""
+
+    path: str
+    """A file, a folder, or `stdlib:` for the sources of Python's standard library."""
+    weight: float = 1.0
+    """Share of the documents drawn, relative to the other sources."""
+    format: DataFormat = "auto"
+    pattern: str = "**/*"
+    """Which files of a folder to read, as a glob."""
+    text_key: str = "text"
+    """Which field of a JSONL line holds the text."""
+
+    def __post_init__(self) -> None:
+        checks.not_empty("data.sources.path", self.path)
+        checks.positive("data.sources.weight", self.weight)
+        checks.one_of("data.sources.format", self.format, DATA_FORMATS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """The documents to train on and how they become sequences."""
+
+    sources: tuple[DataSource, ...]
+    tokenizer: str = "byte"
+    """`byte`, or the path of a Hugging Face `tokenizer.json`."""
+    max_seq_tokens: int = 8_192
+    long_documents: LongDocuments = "split"
+    """What happens to a document longer than `max_seq_tokens`."""
+    held_out_fraction: float = 0.02
+    """Share of the documents kept for evaluation."""
+
+    def __post_init__(self) -> None:
+        checks.not_empty("data.sources", self.sources)
+        checks.not_empty("data.tokenizer", self.tokenizer)
+        checks.whole_number("data.max_seq_tokens", self.max_seq_tokens)
+        checks.one_of("data.long_documents", self.long_documents, LONG_DOCUMENTS)
+        checks.fraction("data.held_out_fraction", self.held_out_fraction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """The optimization: steps, batch, AdamW and its schedule."""
+
+    num_steps: int
+    global_batch_seqs: int
+    learning_rate: float = 3e-4
+    min_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    decay: Decay = "cosine"
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    gradient_clip: float = 1.0
+    precision: Precision = "bf16"
+    seed: int = 1234
+    evaluate_every_steps: int = 0
+    """0: never."""
+    evaluation_seqs: int = 32
+
+    def __post_init__(self) -> None:
+        checks.whole_number("training.num_steps", self.num_steps)
+        checks.whole_number("training.global_batch_seqs", self.global_batch_seqs)
+        checks.positive("training.learning_rate", self.learning_rate)
+        checks.not_negative("training.min_learning_rate", self.min_learning_rate)
+        checks.whole_number("training.warmup_steps", self.warmup_steps, at_least=0)
+        checks.one_of("training.decay", self.decay, DECAYS)
+        checks.not_negative("training.weight_decay", self.weight_decay)
+        checks.fraction("training.beta1", self.beta1)
+        checks.fraction("training.beta2", self.beta2)
+        checks.not_negative("training.gradient_clip", self.gradient_clip)
+        checks.one_of("training.precision", self.precision, PRECISIONS)
+        checks.whole_number("training.seed", self.seed, at_least=0)
+        checks.whole_number(
+            "training.evaluate_every_steps", self.evaluate_every_steps, at_least=0
+        )
+        checks.whole_number("training.evaluation_seqs", self.evaluation_seqs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlanningSpec:
+    """How each step's sequence groups are chosen."""
+
+    grouping: Grouping = "planned"
+    uniform_degree: int | None = None
+    """The one degree of `grouping: uniform`; None: the smallest that holds every sequence."""
+    token_cap: int | None = None
+    """Most tokens one rank holds in a wave; None: from the profile or the memory forecast."""
+    lookahead_steps: int = 4
+    """How many steps ahead the planning process works."""
+    deadline_s: float = 5.0
+    """How long a step waits for its plan before it falls back to the fast one."""
+
+    def __post_init__(self) -> None:
+        checks.one_of("step_planning.grouping", self.grouping, GROUPINGS)
+        if self.uniform_degree is not None:
+            checks.whole_number("step_planning.uniform_degree", self.uniform_degree)
+        if self.token_cap is not None:
+            checks.whole_number("step_planning.token_cap", self.token_cap)
+        checks.whole_number("step_planning.lookahead_steps", self.lookahead_steps)
+        checks.not_negative("step_planning.deadline_s", self.deadline_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSpec:
+    """When to save, how many to keep, and what to start from."""
+
+    every_steps: int = 0
+    """0: only at the end and on a stop signal."""
+    keep: int = 2
+    start_from: str | None = None
+    """A Hugging Face folder (Llama-type safetensors) whose weights training starts from."""
+
+    def __post_init__(self) -> None:
+        checks.whole_number("checkpoint.every_steps", self.every_steps, at_least=0)
+        checks.whole_number("checkpoint.keep", self.keep)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySpec:
+    """Where measurements go besides the run directory."""
+
+    wandb_project: str | None = None
+    """None: no Weights & Biases. `WANDB_MODE=offline` is honoured."""
+    gpu_sample_s: float = 10.0
+    """Period of the NVML samples on machines with an NVIDIA driver."""
+    silent_rank_s: float = 60.0
+    """A rank that sends nothing for this long is taken as hung."""
+
+    def __post_init__(self) -> None:
+        checks.positive("telemetry.gpu_sample_s", self.gpu_sample_s)
+        checks.positive("telemetry.silent_rank_s", self.silent_rank_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """Everything a job file says, resolved: no path in it is relative."""
+
+    name: str
+    model: ModelSpec
+    cluster: ClusterSpec
+    num_ranks: int
+    """How many GPUs (or CPU processes) of the cluster to use."""
+    data: DataSpec
+    training: TrainingSpec
+    layout: Layout | None = None
+    """None: the planner chooses."""
+    profile: StepProfile | None = None
+    """Measured or published step coefficients; None: the analytic ones."""
+    step_planning: StepPlanningSpec = StepPlanningSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    telemetry: TelemetrySpec = TelemetrySpec()
+
+    def __post_init__(self) -> None:
+        checks.not_empty("name", self.name)
+        checks.whole_number("num_ranks", self.num_ranks)
+        if self.num_ranks > self.cluster.num_gpus:
+            raise InputError(
+                f"num_ranks: the cluster {self.cluster.name!r} has "
+                f"{self.cluster.num_gpus} GPUs, got {self.num_ranks}"
+            )
+        if self.layout is not None and self.layout.num_ranks != self.num_ranks:
+            raise InputError(
+                f"layout: {self.layout} uses {self.layout.num_ranks} ranks, "
+                f"but num_ranks = {self.num_ranks}"
+            )
+
+
+class JobState(enum.Enum):
+    """Where a job is in its life."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobHandle:
+    """The name of a submitted job, written `local://20261120-161500-demo`."""
+
+    scheduler: SchedulerName
+    job_id: str
+
+    def __post_init__(self) -> None:
+        checks.one_of("handle scheduler", self.scheduler, SCHEDULERS)
+        checks.not_empty("handle job id", self.job_id)
+        if "/" in self.job_id or self.job_id.startswith("."):
+            raise InputError(f"handle: {self.job_id!r} is not a job id; see `trimtab list`")
+
+    def __str__(self) -> str:
+        return f"{self.scheduler}://{self.job_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> "JobHandle":
+        """Read `local://ID`.
+
+        Raises:
+            InputError: `text` has another form, or an unknown scheduler.
+        """
+        scheduler, separator, job_id = text.partition("://")
+        if not separator:
+            raise InputError(f"handle: expected the form local://ID, got {text!r}")
+        return cls(scheduler=scheduler, job_id=job_id)  # type: ignore[arg-type]  # checked there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvVar:
+    """One environment variable of a process; never a secret."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `--dry-run` prints and what is submitted, byte for byte.
+
+    Secrets are not part of it: processes inherit those (`WANDB_API_KEY`, `HF_TOKEN`) from the
+    submitting shell's environment.
+    """
+
+    handle: JobHandle
+    run_dir: str
+    argv: tuple[str, ...]
+    """Command line of every rank; no shell ever reads it."""
+    environment: tuple[EnvVar, ...]
+    """Variables that all ranks share; the launcher adds each rank's own."""
+    num_ranks: int
+    job: JobSpec
+    layout: Layout
+    """The layout that runs: the job's own, or the planner's choice."""

@@ -1,0 +1,252 @@
+"""Decisions: the layout of a job, what it is forecast to cost, and the plan of one step."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from trimtab.core import checks
+from trimtab.core.cluster import Precision
+from trimtab.core.errors import InputError
+
+Recompute = Literal["none", "selective", "full"]
+RECOMPUTES: tuple[str, ...] = get_args(Recompute)
+
+FitVerdict = Literal["fits", "tight", "oom"]
+FIT_VERDICTS: tuple[str, ...] = get_args(FitVerdict)
+
+PlanMethod = Literal["heuristic", "uniform", "fallback"]
+PLAN_METHODS: tuple[str, ...] = get_args(PlanMethod)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The degrees that are fixed while a job runs."""
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    cp: int = 1
+    ep: int = 1
+    vpp: int = 1
+    micro_batch_seqs: int = 1
+    recompute: Recompute = "none"
+    zero: int = 1
+    """ZeRO stage over the dp * cp ranks: 1 shards the optimizer, 2 gradients, 3 weights too."""
+    sequence_parallel: bool = False
+    """Megatron's flag: norms and dropout split over the tp ranks."""
+
+    def __post_init__(self) -> None:
+        for field in ("tp", "pp", "dp", "cp", "ep", "vpp", "micro_batch_seqs"):
+            checks.whole_number(f"layout.{field}", getattr(self, field))
+        checks.whole_number("layout.zero", self.zero, at_least=0)
+        if self.zero > 3:
+            raise InputError(f"layout.zero: expected 0 to 3, got {self.zero}")
+        checks.one_of("layout.recompute", self.recompute, RECOMPUTES)
+
+    @property
+    def num_ranks(self) -> int:
+        return self.tp * self.pp * self.dp * self.cp
+
+    @property
+    def group_ranks(self) -> int:
+        """The dp * cp ranks that sequence groups are formed over."""
+        return self.dp * self.cp
+
+    def __str__(self) -> str:
+        degrees = {"tp": self.tp, "pp": self.pp, "dp": self.dp}
+        optional = {"cp": self.cp, "ep": self.ep, "vpp": self.vpp}
+        degrees |= {name: degree for name, degree in optional.items() if degree > 1}
+        return " ".join(f"{name}{degree}" for name, degree in degrees.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the ranks and the layers go."""
+
+    rank_nodes: tuple[str, ...]
+    """Node of every rank, by rank."""
+    stage_layers: tuple[int, ...]
+    """Number of layers of every stage, by stage."""
+
+    def __post_init__(self) -> None:
+        checks.not_empty("placement.rank_nodes", self.rank_nodes)
+        checks.not_empty("placement.stage_layers", self.stage_layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimePart:
+    """A named share of a time; the parts of a step add up to it."""
+
+    name: str
+    seconds: float
+
+    def __post_init__(self) -> None:
+        checks.not_empty("part.name", self.name)
+        checks.not_negative(f"part {self.name}", self.seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """Memory of the worst rank of a stage, in bytes."""
+
+    stage: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    workspace_bytes: int
+    capacity_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return (
+            self.weights_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+            + self.workspace_bytes
+        )
+
+    @property
+    def verdict(self) -> FitVerdict:
+        """`tight` means over 92 % of the capacity: fragmentation may make it fail."""
+        if self.total_bytes > self.capacity_bytes:
+            return "oom"
+        return "tight" if self.total_bytes > 0.92 * self.capacity_bytes else "fits"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What one step of a layout is expected to cost."""
+
+    step_s: float
+    parts: tuple[TimePart, ...]
+    num_tokens: int
+    """Tokens of one step."""
+    model_flops: float
+    """Model FLOPs of one step (`core.model.MFU_FORMULA`)."""
+    memory: tuple[StageMemory, ...]
+    precision: Precision
+    peak_flop_per_s: float | None
+    """Dense peak of one GPU; None where it is unknown, and so is the MFU."""
+    num_ranks: int
+    bubble_fraction: float
+    """Share of the step in which a stage waits for the pipeline to fill and drain."""
+    evidence: str
+    """What the constants rest on: `analytic`, or the name of a measured profile."""
+
+    def __post_init__(self) -> None:
+        checks.positive("forecast.step_s", self.step_s)
+        checks.whole_number("forecast.num_tokens", self.num_tokens)
+        checks.fraction("forecast.bubble_fraction", self.bubble_fraction)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.step_s
+
+    @property
+    def mfu(self) -> float | None:
+        if self.peak_flop_per_s is None:
+            return None
+        return self.model_flops / (self.step_s * self.num_ranks * self.peak_flop_per_s)
+
+    @property
+    def verdict(self) -> FitVerdict:
+        """The worst verdict of any stage."""
+        return max((stage.verdict for stage in self.memory), key=FIT_VERDICTS.index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastLayout:
+    """A layout with its forecast."""
+
+    layout: Layout
+    forecast: Forecast
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedLayout:
+    """A layout that cannot run, and the constraint that binds."""
+
+    layout: Layout
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlan:
+    """The chosen layout of a job, the runners-up, and what was ruled out."""
+
+    layout: Layout
+    placement: Placement
+    forecast: Forecast
+    alternatives: tuple[ForecastLayout, ...]
+    """Next best layouts, best first."""
+    rejected: tuple[RejectedLayout, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceGroup:
+    """Ranks that share the attention of `sequences`, packed in this order."""
+
+    ranks: tuple[int, ...]
+    """Indices into the dp * cp ranks, ascending."""
+    sequences: tuple[int, ...]
+    """Indices into the batch."""
+
+    def __post_init__(self) -> None:
+        checks.not_empty("group.ranks", self.ranks)
+        checks.not_empty("group.sequences", self.sequences)
+
+    @property
+    def degree(self) -> int:
+        return len(self.ranks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wave:
+    """Disjoint groups that run at once."""
+
+    groups: tuple[SequenceGroup, ...]
+
+    def __post_init__(self) -> None:
+        ranks = [rank for group in self.groups for rank in group.ranks]
+        if len(ranks) != len(set(ranks)):
+            raise InputError("wave.groups: expected disjoint ranks, but a rank is used twice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePath:
+    """The stages one micro-batch visits, in order; today every path visits all of them."""
+
+    stages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """What one step does within a layout."""
+
+    waves: tuple[Wave, ...]
+    paths: tuple[StagePath, ...]
+    """One path for each wave."""
+    step_s: float
+    """Predicted time: the sum over waves of the slowest group, and the fixed time of a step."""
+    lower_bound_s: float
+    """No plan under the same costs can be shorter."""
+    method: PlanMethod
+    solve_s: float
+    """Time it took to find the plan."""
+    reason: str
+
+    def __post_init__(self) -> None:
+        checks.not_empty("plan.waves", self.waves)
+        checks.one_of("plan.method", self.method, PLAN_METHODS)
+
+    @property
+    def gap_fraction(self) -> float:
+        """How far the plan may be above the best one."""
+        return (self.step_s - self.lower_bound_s) / self.lower_bound_s
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """The different group degrees in use, ascending."""
+        return tuple(sorted({group.degree for wave in self.waves for group in wave.groups}))

@@ -1,0 +1,192 @@
+"""Core values as JSON and back, losing nothing.
+
+A document is `{"schema": 1, "type": "StepPlan", ...fields}`. Inside it, a value has its fields
+only, and a `type` where its place admits more than one type. Unknown fields, missing fields and
+wrong types are refused with the path of the field.
+"""
+
+import dataclasses
+import enum
+import functools
+import json
+import math
+import types
+import typing
+from typing import Any, TypeVar
+
+from trimtab.core.errors import InputError, unknown_name_message
+
+SCHEMA_VERSION = 1
+
+T = TypeVar("T")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """A frozen dataclass as one JSON document."""
+    return json.dumps(to_document(value), indent=indent, allow_nan=False)
+
+
+def from_json(expected: type[T], text: str) -> T:
+    """Read what `to_json` wrote; `expected` is a dataclass or a union of dataclasses.
+
+    Raises:
+        InputError: The text is not JSON, of another schema version, or does not fit.
+    """
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"expected a JSON document, but {error}") from error
+    return from_document(expected, document)
+
+
+def to_document(value: Any) -> dict[str, Any]:
+    """A frozen dataclass as a JSON-ready dictionary with schema version and type."""
+    return {"schema": SCHEMA_VERSION, "type": type(value).__name__, **_encode_fields(value)}
+
+
+def from_document(expected: type[T], document: Any) -> T:
+    """The inverse of `to_document`.
+
+    Raises:
+        InputError: The document is of another schema version or does not fit `expected`.
+    """
+    if not isinstance(document, dict):
+        raise InputError(f"expected a JSON object, got {type(document).__name__}")
+    version = document.get("schema")
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"schema: this Trimtab reads version {SCHEMA_VERSION}, the document has {version!r}"
+        )
+    rest = {name: item for name, item in document.items() if name != "schema"}
+    return typing.cast(T, _decode(_with_type_tag(expected), rest, path=""))
+
+
+def _encode_fields(value: Any) -> dict[str, Any]:
+    value_type: Any = type(value)  # a bare type[Any] is not Hashable to mypy
+    hints = _field_types(value_type)
+    return {
+        name: _encode(hint, getattr(value, name), path=name) for name, hint in hints.items()
+    }
+
+
+def _encode(hint: Any, value: Any, *, path: str) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = _encode_fields(value)
+        return {"type": type(value).__name__, **fields} if _is_tagged(hint) else fields
+    if isinstance(value, tuple):
+        items = typing.get_args(hint)
+        inner = items[0] if items else Any
+        return [_encode(inner, item, path=f"{path}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{path}: expected a finite number, got {value}")
+    return value
+
+
+def _decode(hint: Any, value: Any, *, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _decode_union(hint, value, path=path)
+    if origin is typing.Literal:
+        return _decode_literal(hint, value, path=path)
+    if origin is tuple:
+        return _decode_tuple(hint, value, path=path)
+    if origin is _Tagged:
+        (inner,) = typing.get_args(hint)
+        return _decode_tagged((inner,), value, path=path)
+    if dataclasses.is_dataclass(hint):
+        return _decode_fields(typing.cast(type, hint), value, path=path)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        names = [member.value for member in hint]
+        if value not in names:
+            raise InputError(f"{path}: {unknown_name_message('value', str(value), names)}")
+        return hint(value)
+    return _decode_scalar(hint, value, path=path)
+
+
+def _decode_union(hint: Any, value: Any, *, path: str) -> Any:
+    members = typing.get_args(hint)
+    if value is None and types.NoneType in members:
+        return None
+    rest = tuple(member for member in members if member is not types.NoneType)
+    if len(rest) == 1:
+        return _decode(rest[0], value, path=path)
+    return _decode_tagged(rest, value, path=path)
+
+
+def _decode_tagged(members: tuple[Any, ...], value: Any, *, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise InputError(f"{path or 'document'}: expected an object, got {value!r}")
+    known = {member.__name__: member for member in members}
+    tag = value.get("type")
+    if tag not in known:
+        message = unknown_name_message("type", str(tag), known)
+        raise InputError(f"{path or 'document'}: {message}")
+    rest = {name: item for name, item in value.items() if name != "type"}
+    return _decode_fields(known[tag], rest, path=path)
+
+
+def _decode_literal(hint: Any, value: Any, *, path: str) -> Any:
+    allowed = typing.get_args(hint)
+    if value not in allowed:
+        raise InputError(f"{path}: {unknown_name_message('value', str(value), allowed)}")
+    return value
+
+
+def _decode_tuple(hint: Any, value: Any, *, path: str) -> Any:
+    if not isinstance(value, list):
+        raise InputError(f"{path}: expected a list, got {value!r}")
+    items = typing.get_args(hint)
+    if len(items) == 2 and items[1] is Ellipsis:
+        return tuple(_decode(items[0], v, path=f"{path}[{i}]") for i, v in enumerate(value))
+    if len(items) != len(value):
+        raise InputError(f"{path}: expected {len(items)} entries, got {len(value)}")
+    pairs = zip(items, value, strict=True)
+    return tuple(_decode(item, v, path=f"{path}[{i}]") for i, (item, v) in enumerate(pairs))
+
+
+def _decode_fields(expected: type, value: Any, *, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise InputError(f"{path or expected.__name__}: expected an object, got {value!r}")
+    hints = _field_types(expected)
+    prefix = f"{path}." if path else ""
+    for name in value:
+        if name not in hints:
+            raise InputError(f"{prefix}{name}: {unknown_name_message('key', name, hints)}")
+    arguments = {
+        name: _decode(hints[name], item, path=f"{prefix}{name}") for name, item in value.items()
+    }
+    for field in dataclasses.fields(expected):
+        if field.name not in arguments and field.default is dataclasses.MISSING:
+            raise InputError(f"{prefix}{field.name}: missing from {expected.__name__}")
+    return expected(**arguments)
+
+
+def _decode_scalar(hint: Any, value: Any, *, path: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise InputError(f"{path}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+class _Tagged(typing.Generic[T]):
+    """Marks a single dataclass whose document carries a `type` all the same: the top level."""
+
+
+def _with_type_tag(expected: Any) -> Any:
+    return _Tagged[expected] if dataclasses.is_dataclass(expected) else expected
+
+
+def _is_tagged(hint: Any) -> bool:
+    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+        return False
+    return sum(member is not types.NoneType for member in typing.get_args(hint)) > 1
+
+
+@functools.cache
+def _field_types(cls: Any) -> dict[str, Any]:
+    """Field names of the dataclass `cls`, in order, with their resolved types."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
