@@ -21,6 +21,12 @@ class ExitCode(enum.IntEnum):
     JOB_FAILED = 1
     USAGE = 2
     DO_NOT_RESTART = 93
+    FAILED_JOB = 100
+    """`status` and `logs` of a job that failed."""
+    UNFINISHED_JOB = 101
+    """`status` and `logs` of a job that is pending or running."""
+    NO_SUCH_JOB = 102
+    CANCELLED_JOB = 103
 
 
 class TrimtabError(Exception):
