@@ -91,6 +91,8 @@ class StepFinished(Event):
     """In the order of `STEP_PARTS`; they add up to `step_s`."""
     num_tokens: int
     """Tokens this rank computed, its share of each group's."""
+    waves_s: tuple[float, ...] = ()
+    """Forward and backward of each wave of the plan; 0 where the rank had no group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
