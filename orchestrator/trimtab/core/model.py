@@ -59,6 +59,9 @@ class ModelSpec:
     rope_theta: float = 10_000.0
     tied_embeddings: bool = False
     biases: bool = False
+    """A bias on every linear layer of the attention and the MLP (GPT-2)."""
+    qkv_biases: bool = False
+    """A bias on the query, key and value projections only (Qwen2)."""
     moe: MoeSpec | None = None
     source: str = ""
     """Where the shape comes from."""
@@ -87,7 +90,9 @@ class ModelSpec:
         query = self.num_heads * self.head_dim
         key_value = 2 * self.num_kv_heads * self.head_dim
         weights = self.hidden * (query + key_value) + query * self.hidden
-        return weights + (query + key_value + self.hidden if self.biases else 0)
+        if self.biases:
+            return weights + query + key_value + self.hidden
+        return weights + (query + key_value if self.qkv_biases else 0)
 
     @property
     def mlp_parameters_per_layer(self) -> int:

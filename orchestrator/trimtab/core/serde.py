@@ -61,6 +61,20 @@ def from_document(expected: type[T], document: Any) -> T:
     return typing.cast(T, _decode(_with_type_tag(expected), rest, path=""))
 
 
+def from_fields(expected: type[T], value: Any, *, path: str = "") -> T:
+    """Read a mapping that carries neither schema version nor type: a section of a YAML file.
+
+    Args:
+        expected: A dataclass.
+        value: The mapping of its fields.
+        path: Where the mapping stands in its document; messages begin with it.
+
+    Raises:
+        InputError: `value` does not fit.
+    """
+    return typing.cast(T, _decode_fields(expected, value, path=path))
+
+
 def _encode_fields(value: Any) -> dict[str, Any]:
     value_type: Any = type(value)  # a bare type[Any] is not Hashable to mypy
     hints = _field_types(value_type)
