@@ -1,0 +1,211 @@
+"""Ranks as processes of this machine."""
+
+import datetime
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from trimtab.core.errors import InputError, JobFailedError
+from trimtab.core.job import EnvVar, JobHandle, JobSpec, Request
+from trimtab.core.plan import Layout
+from trimtab.launch import tether
+from trimtab.launch.api import RankExit, Rendezvous, rank_log
+
+MAX_LOCAL_RANKS: Final = 64
+"""More processes than this on one machine are taken for a mistake."""
+
+WORKER_PRECISIONS: Final = ("fp32", "bf16")
+"""What this version's worker computes in."""
+
+_WORKER_DEGREES: Final = ("tp", "pp", "cp", "ep", "vpp")
+"""Degrees that must be 1: this version's worker has sequence groups over dp only."""
+
+
+class LocalLauncher:
+    """Starts one process for each rank on this machine, in a process group of its own."""
+
+    def __init__(self, *, argv: tuple[str, ...], num_cores: int | None = None) -> None:
+        """Make a launcher.
+
+        Args:
+            argv: Command line of a rank; the run directory is added to its end.
+            num_cores: Cores to share out to the ranks; None: those of this machine.
+        """
+        self._argv = argv
+        self._num_cores = num_cores or os.cpu_count() or 1
+
+    def prepare(
+        self, job: JobSpec, *, layout: Layout, handle: JobHandle, run_dir: Path
+    ) -> Request:
+        """The request that `start` will carry out; acts on nothing.
+
+        Raises:
+            InputError: The worker cannot run the layout or precision, or there are too many
+                ranks for one machine.
+        """
+        _check(job, layout=layout)
+        threads = max(1, self._num_cores // job.num_ranks)
+        return Request(
+            handle=handle,
+            run_dir=str(run_dir),
+            argv=(*self._argv, str(run_dir)),
+            environment=(
+                EnvVar(name="GLOO_SOCKET_IFNAME", value="lo"),
+                EnvVar(name="OMP_NUM_THREADS", value=str(threads)),
+                EnvVar(name="PYTHONUNBUFFERED", value="1"),
+            ),
+            num_ranks=job.num_ranks,
+            job=job,
+            layout=layout,
+        )
+
+    def start(self, request: Request, *, rendezvous: Rendezvous) -> "LocalRanks":
+        """Start every rank of `request`, from the thread that outlives them.
+
+        The kernel ends a rank (SIGTERM) with the thread that started it, so call this from the
+        main thread of the process that watches the ranks.
+
+        Raises:
+            JobFailedError: A process could not be started.
+        """
+        ranks = LocalRanks()
+        try:
+            for rank in range(request.num_ranks):
+                ranks.add(rank, _start_rank(request, rank=rank, rendezvous=rendezvous))
+        except OSError as error:
+            ranks.kill()
+            ranks.wait()
+            raise JobFailedError(f"rank {rank} could not be started: {error}") from error
+        return ranks
+
+
+class LocalRanks:
+    """Running processes, by rank."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def add(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        """Watch the process of a rank, which leads a process group."""
+        self._processes[rank] = process
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        return tuple(sorted(self._processes))
+
+    def poll(self) -> tuple[RankExit, ...]:
+        """The ranks that ended since the last call; what they had started is ended too."""
+        exits = tuple(
+            _rank_exit(rank, process.returncode)
+            for rank, process in sorted(self._processes.items())
+            if process.poll() is not None
+        )
+        for ended in exits:
+            _signal_group(self._processes.pop(ended.rank).pid, signal.SIGKILL)
+        return exits
+
+    def stop(self) -> None:
+        """SIGTERM to every running rank, not to what it has started."""
+        for process in self._processes.values():
+            process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to every running rank and all it has started."""
+        for process in self._processes.values():
+            _signal_group(process.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Return when every running rank has ended; `poll` still tells how."""
+        for process in self._processes.values():
+            process.wait()
+
+
+def _check(job: JobSpec, *, layout: Layout) -> None:
+    for name in _WORKER_DEGREES:
+        degree = getattr(layout, name)
+        if degree != 1:
+            raise InputError(
+                f"layout.{name}: this version's worker runs {name} = 1 only, got {degree}; set "
+                f"layout.{name}=1 and layout.dp={job.num_ranks} (or leave layout out)"
+            )
+    if job.training.precision not in WORKER_PRECISIONS:
+        raise InputError(
+            f"training.precision: this version's worker computes in "
+            f"{' or '.join(WORKER_PRECISIONS)}, got {job.training.precision!r}"
+        )
+    if job.num_ranks > MAX_LOCAL_RANKS:
+        raise InputError(
+            f"num_ranks: expected at most {MAX_LOCAL_RANKS} on one machine, got {job.num_ranks}; "
+            f"set num_ranks={MAX_LOCAL_RANKS} or fewer, or look at `trimtab plan`, which starts "
+            "nothing"
+        )
+
+
+def _start_rank(
+    request: Request, *, rank: int, rendezvous: Rendezvous
+) -> subprocess.Popen[bytes]:
+    run_dir = Path(request.run_dir)
+    with rank_log(run_dir, rank).open("ab") as log:
+        now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        log.write(f"{attempt_line(rendezvous.attempt)} {now}\n".encode())
+        log.flush()
+        return subprocess.Popen(
+            _tethered(request.argv),
+            env=_environment(request, rank=rank, rendezvous=rendezvous),
+            cwd=run_dir,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+
+
+def attempt_line(attempt: int) -> str:
+    """How the part of a rank's log that belongs to an attempt begins."""
+    return f"--- attempt {attempt}:"
+
+
+def _tethered(argv: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *argv]
+
+
+def _environment(request: Request, *, rank: int, rendezvous: Rendezvous) -> Mapping[str, str]:
+    shared = {variable.name: variable.value for variable in request.environment}
+    store = Path(request.run_dir) / f"rendezvous-{rendezvous.attempt}"
+    return {
+        **os.environ,
+        **shared,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(request.num_ranks),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(request.num_ranks),
+        "TRIMTAB_RENDEZVOUS": f"file://{store}",
+        "TRIMTAB_COLLECTOR": rendezvous.collector_address,
+        "TRIMTAB_COLLECTOR_TOKEN": rendezvous.collector_token,
+        "TRIMTAB_ATTEMPT": str(rendezvous.attempt),
+    }
+
+
+def _rank_exit(rank: int, return_code: int) -> RankExit:
+    """`return_code` as `subprocess` gives it: minus the signal's number where one ended it."""
+    if return_code >= 0:
+        return RankExit(rank=rank, exit_code=return_code, signal=None)
+    return RankExit(rank=rank, exit_code=None, signal=_signal_name(-return_code))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no name in Python
+        return f"signal {number}"
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return
