@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from trimtab.core.errors import RunDirError
 from trimtab.core.events import Alert, EvaluationFinished, RankProgressed, StepPlanned
 from trimtab.core.plan import SequenceGroup, StagePath, StepPlan, Wave
