@@ -1,0 +1,275 @@
+"""Step profiles: read from and written to JSON documents, and fitted to measured times.
+
+Units of a document: milliseconds, GB/s (1e9), and `alltoall_mb_per_token`. FlexSP computes the
+last one as bytes / 2**20, yet divides it by GB/s to get milliseconds, so in its cost one such
+"MB" is 1e6 bytes. With 1e6 the area bound of its own Wikipedia lengths (7B, 64 GPUs, batches 0
+and 2 of 512, padded to 128) is 2888.7 and 2918.5 ms, of Common Crawl's batch 0 19767 ms and of
+GitHub's 15722 ms, as published; with 2**20 the latter two are 19903 and 15803 ms.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.core import checks
+from trimtab.core.errors import InputError, unknown_name_message
+from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.core.units import GB, MB, MS
+
+_REQUIRED = (
+    "model",
+    "num_gpus",
+    "gpus_per_node",
+    "quadratic_ms",
+    "linear_ms",
+    "fixed_ms",
+    "alltoall_mb_per_token",
+    "v_gb_per_s",
+    "token_cap",
+)
+_OPTIONAL = (
+    "step_fixed_ms",
+    "evidence",
+    "source",
+    "activation_mb_per_token",
+    "hidden",
+    "num_layers",
+)
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "num_gpus": checks.whole_number,
+    "gpus_per_node": checks.whole_number,
+    "token_cap": checks.whole_number,
+    "hidden": checks.whole_number,
+    "num_layers": checks.whole_number,
+    "linear_ms": checks.positive,
+    "activation_mb_per_token": checks.positive,
+    "quadratic_ms": checks.not_negative,
+    "fixed_ms": checks.not_negative,
+    "alltoall_mb_per_token": checks.not_negative,
+    "step_fixed_ms": checks.not_negative,
+}
+_SMALLEST_SHARE = 1e-3
+"""A fitted linear or all-to-all time is at least this share of the time per token."""
+
+
+def profile_from_document(document: Mapping[str, Any]) -> StepProfile:
+    """Read a profile as FlexSP's coefficients are published.
+
+    `activation_mb_per_token`, `hidden` and `num_layers` say what `token_cap` and
+    `alltoall_mb_per_token` were computed from; they are checked but not kept.
+
+    Args:
+        document: Keys `model`, `num_gpus`, `gpus_per_node`, `quadratic_ms` (per token^2),
+            `linear_ms` (per token), `fixed_ms` (per wave), `alltoall_mb_per_token`,
+            `v_gb_per_s` (degree as text to GB/s), `token_cap`; optional `step_fixed_ms`,
+            `evidence`, `source`, `activation_mb_per_token`, `hidden`, `num_layers`.
+
+    Raises:
+        InputError: A key is missing or unknown, or a value is not what it should be.
+
+    Source: FlexSP, arXiv:2412.01523, section 4; the module docstring settles the units.
+    """
+    _check_keys(document)
+    return StepProfile(
+        name=_text(document, "model"),
+        num_gpus=document["num_gpus"],
+        gpus_per_node=document["gpus_per_node"],
+        quadratic_s=document["quadratic_ms"] * MS,
+        linear_s=document["linear_ms"] * MS,
+        fixed_s=document["fixed_ms"] * MS,
+        alltoall_bytes_per_token=document["alltoall_mb_per_token"] * MB,
+        bandwidths=_bandwidths(document["v_gb_per_s"]),
+        token_cap=document["token_cap"],
+        step_fixed_s=document.get("step_fixed_ms", 0.0) * MS,
+        evidence=document.get("evidence", "published"),
+        source=_text(document, "source"),
+    )
+
+
+def profile_document(profile: StepProfile) -> dict[str, Any]:
+    """The JSON document of `profile`; `profile_from_document` reads it back."""
+    return {
+        "model": profile.name,
+        "num_gpus": profile.num_gpus,
+        "gpus_per_node": profile.gpus_per_node,
+        "quadratic_ms": profile.quadratic_s / MS,
+        "linear_ms": profile.linear_s / MS,
+        "fixed_ms": profile.fixed_s / MS,
+        "alltoall_mb_per_token": profile.alltoall_bytes_per_token / MB,
+        "v_gb_per_s": {
+            str(entry.degree): entry.bytes_per_s / GB for entry in profile.bandwidths
+        },
+        "token_cap": profile.token_cap,
+        "step_fixed_ms": profile.step_fixed_s / MS,
+        "evidence": profile.evidence,
+        "source": profile.source,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSample:
+    """One measured group: all its ranks took `seconds` for a wave, forward and backward."""
+
+    degree: int
+    lengths: tuple[int, ...]
+    """Tokens of every sequence of the group."""
+    seconds: float
+
+    def __post_init__(self) -> None:
+        checks.whole_number("sample.degree", self.degree)
+        checks.not_empty("sample.lengths", self.lengths)
+        for index, length in enumerate(self.lengths):
+            checks.whole_number(f"sample.lengths[{index}]", length)
+        checks.positive("sample.seconds", self.seconds)
+
+
+def fit_profile(
+    samples: Sequence[GroupSample],
+    *,
+    name: str,
+    num_gpus: int,
+    gpus_per_node: int,
+    token_cap: int,
+    alltoall_bytes_per_token: float,
+    step_fixed_s: float = 0.0,
+    source: str = "",
+) -> StepProfile:
+    """Fit the coefficients of `StepProfile` to measured group times.
+
+    Groups of one rank have no all-to-all: their times give `quadratic_s`, `linear_s` and
+    `fixed_s` by non-negative least squares of the relative error, reweighted against outliers.
+    What the wider groups take beyond that, per token and rank, is their all-to-all time; its
+    median gives the bandwidth of each degree. `linear_s` and the all-to-all time are kept at
+    least `1e-3` of the median time per token, so that noise never makes them zero.
+
+    Args:
+        samples: At least three groups of degree 1, of two or more different sizes, and one or
+            more of every further degree the profile shall have.
+        name: Name of the profile.
+        num_gpus: Ranks of the machine measured.
+        gpus_per_node: Ranks of one node of it.
+        token_cap: Most tokens one rank holds in a wave.
+        alltoall_bytes_per_token: Bytes one token moves over all layers (`costs` computes it).
+        step_fixed_s: Measured time of a step outside the waves.
+        source: Where and how it was measured.
+
+    Raises:
+        InputError: The samples are too few to tell the coefficients apart.
+    """
+    singles = [sample for sample in samples if sample.degree == 1]
+    if len(singles) < 3 or len({sum(sample.lengths) for sample in singles}) < 2:
+        raise InputError(
+            "samples: expected at least 3 groups of degree 1 of 2 or more different token "
+            f"counts, got {len(singles)}; measure more groups"
+        )
+    tokens, squares, seconds = _columns(singles)
+    shortest_s = _SMALLEST_SHARE * float(np.median(seconds / tokens))
+    columns = np.stack([squares, tokens, np.ones_like(tokens)], axis=1)
+    quadratic_s, linear_s, fixed_s = _robust_fit(columns, seconds)
+    linear_s = max(linear_s, shortest_s)
+    bandwidths = []
+    for degree in sorted({sample.degree for sample in samples} - {1}):
+        tokens, squares, seconds = _columns([s for s in samples if s.degree == degree])
+        computed_s = (quadratic_s * squares + linear_s * tokens) / degree + fixed_s
+        per_token_s = float(np.median((seconds - computed_s) * degree / tokens))
+        bytes_per_s = alltoall_bytes_per_token / max(per_token_s, shortest_s)
+        bandwidths.append(DegreeBandwidth(degree=degree, bytes_per_s=bytes_per_s))
+    return StepProfile(
+        name=name,
+        num_gpus=num_gpus,
+        gpus_per_node=gpus_per_node,
+        quadratic_s=quadratic_s,
+        linear_s=linear_s,
+        fixed_s=fixed_s,
+        alltoall_bytes_per_token=alltoall_bytes_per_token,
+        bandwidths=tuple(bandwidths),
+        token_cap=token_cap,
+        step_fixed_s=step_fixed_s,
+        evidence="measured",
+        source=source,
+    )
+
+
+def _check_keys(document: Mapping[str, Any]) -> None:
+    if not isinstance(document, Mapping):
+        raise InputError(f"profile: expected a JSON object, got {type(document).__name__}")
+    known = (*_REQUIRED, *_OPTIONAL)
+    for key in document:
+        if key not in known:
+            raise InputError(f"profile: {unknown_name_message('key', str(key), known)}")
+    for key in _REQUIRED:
+        if key not in document:
+            raise InputError(f"profile: the key {key!r} is missing")
+    for key, value in document.items():
+        check = _CHECKS.get(key)
+        if check is not None:
+            check(key, value)
+
+
+def _text(document: Mapping[str, Any], key: str) -> str:
+    value = document.get(key, "")
+    if not isinstance(value, str):
+        raise InputError(f"{key}: expected text, got {value!r}")
+    return value
+
+
+def _bandwidths(table: Any) -> tuple[DegreeBandwidth, ...]:
+    if not isinstance(table, Mapping):
+        raise InputError(f"v_gb_per_s: expected an object of degree: GB/s, got {table!r}")
+    for degree, gb_per_s in table.items():
+        if not re.fullmatch(r"[1-9][0-9]{0,6}", str(degree)) or str(degree) == "1":
+            raise InputError(f"v_gb_per_s: expected whole degrees >= 2 as keys, got {degree!r}")
+        checks.positive(f"v_gb_per_s[{degree}]", gb_per_s)
+    return tuple(
+        DegreeBandwidth(degree=degree, bytes_per_s=table_value * GB)
+        for degree, table_value in sorted((int(key), value) for key, value in table.items())
+    )
+
+
+def _columns(
+    samples: Sequence[GroupSample],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    tokens = np.array([float(sum(sample.lengths)) for sample in samples])
+    squares = np.array([float(sum(s * s for s in sample.lengths)) for sample in samples])
+    return tokens, squares, np.array([sample.seconds for sample in samples])
+
+
+def _robust_fit(
+    columns: NDArray[np.float64], seconds: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Coefficients >= 0 of relative least squares, reweighted by Huber's rule.
+
+    Source: Huber (1964), threshold 1.345 standard deviations, scale from the median deviation.
+    """
+    weights = np.ones_like(seconds)
+    coefficients = np.zeros(columns.shape[1])
+    for _ in range(10):
+        scale = np.sqrt(weights) / seconds
+        coefficients = _non_negative_fit(columns * scale[:, None], seconds * scale)
+        errors = np.abs(columns @ coefficients / seconds - 1)
+        spread = 1.4826 * float(np.median(errors)) + 1e-9
+        weights = np.minimum(1.0, 1.345 * spread / np.maximum(errors, 1e-12))
+    return float(coefficients[0]), float(coefficients[1]), float(coefficients[2])
+
+
+def _non_negative_fit(
+    columns: NDArray[np.float64], target: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Least squares with coefficients >= 0: the best of all subsets, each solved freely."""
+    num_columns = columns.shape[1]
+    lengths = np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
+    best, best_error = np.zeros(num_columns), float(target @ target)
+    for mask in range(1, 2**num_columns):
+        chosen = [column for column in range(num_columns) if mask >> column & 1]
+        solution = np.linalg.lstsq(columns[:, chosen] / lengths[chosen], target)[0]
+        if (solution < 0).any():
+            continue
+        error = float(np.sum((columns[:, chosen] / lengths[chosen] @ solution - target) ** 2))
+        if error < best_error:
+            best, best_error = np.zeros(num_columns), error
+            best[chosen] = solution / lengths[chosen]
+    return best
