@@ -5,7 +5,7 @@ Every number is checked in the unit the user wrote, under the path the user wrot
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from trimtab.core import checks, serde, units
 from trimtab.core.cluster import (
@@ -18,6 +18,7 @@ from trimtab.core.cluster import (
     NicSpec,
     NodeSpec,
     PeakRate,
+    Precision,
 )
 from trimtab.core.errors import InputError
 
@@ -141,7 +142,9 @@ def _gpu(document: Any, *, path: str) -> GpuSpec:
         memory_bytes=round(section.memory_gib * units.GIB),
         memory_bytes_per_s=section.memory_gb_per_s * units.GB,
         peaks=tuple(
-            PeakRate(precision=precision, flop_per_s=float(tflop_per_s * units.TFLOP))
+            PeakRate(
+                precision=cast(Precision, precision), flop_per_s=tflop_per_s * units.TFLOP
+            )
             for precision, tflop_per_s in peaks.items()
         ),
     )
