@@ -191,10 +191,15 @@ def attempt(number: int, *, at_s: float = 0.0) -> AttemptStarted:
 
 
 def report_of(
-    *events: AnyEvent, plan: JobPlan | None = None, submitted_s: float | None = None
+    *events: AnyEvent, forecast_s: float = 1.0, submitted_s: float | None = None
 ) -> RunReport:
     return summarize(
-        RunRecord(request=request(), plan=plan, events=events, submitted_s=submitted_s)
+        RunRecord(
+            request=request(),
+            plan=job_plan(step_s=forecast_s),
+            events=events,
+            submitted_s=submitted_s,
+        )
     )
 
 
@@ -284,7 +289,7 @@ def test_plans_are_counted_and_their_forecasts_measured() -> None:
         planned(3, step_s=1.0),
         planned(4, step_s=4.0, groups=WIDE),
         *(finished(i, 2.0) for i in (1, 2, 3, 4)),
-        plan=job_plan(step_s=1.5),
+        forecast_s=1.5,
     )
     plans = report.plans
     assert plans is not None
@@ -331,7 +336,9 @@ def test_the_state_is_that_of_the_last_attempt() -> None:
 
 
 def record_of(*events: AnyEvent) -> RunRecord:
-    return RunRecord(request=request(), plan=None, events=events)
+    return RunRecord(
+        request=request(), plan=job_plan(step_s=1.0), events=events, submitted_s=None
+    )
 
 
 def test_the_speedup_is_the_median_of_the_ratios_of_like_steps() -> None:
@@ -369,6 +376,6 @@ def test_runs_without_a_common_step_have_no_ratio() -> None:
 
 
 def test_a_report_is_a_json_document_that_round_trips() -> None:
-    report = report_of(attempt(1), planned(1), finished(1, 1.0), plan=job_plan(step_s=1.0))
+    report = report_of(attempt(1), planned(1), finished(1, 1.0))
     assert serde.from_json(RunReport, serde.to_json(report)) == report
     assert json.loads(serde.to_json(report))["type"] == "RunReport"

@@ -6,7 +6,7 @@ every attempt (first allocations, cold caches) count in the losses, and not in t
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final, NamedTuple, TypeVar
@@ -28,8 +28,21 @@ from trimtab.core.job import Grouping, Request
 from trimtab.core.model import MFU_FORMULA
 from trimtab.core.plan import JobPlan, TimePart
 from trimtab.core.units import flop_rate_text
+from trimtab.monitor.store import EventStore
+from trimtab.orchestrator.rundir import RunDir
 
 WARMUP_STEPS: Final = 2
+
+_REPORTED: Final = (
+    AttemptStarted,
+    CheckpointSaved,
+    EvaluationFinished,
+    JobFinished,
+    RankStarted,
+    StepFinished,
+    StepPlanned,
+    StepSummarized,
+)
 
 E = TypeVar("E", bound=Event)
 
@@ -39,12 +52,13 @@ class RunRecord:
     """What a run directory says about its run."""
 
     request: Request
-    plan: JobPlan | None
-    """The forecast before the start; None where the run has none."""
+    plan: JobPlan
+    """The forecast before the start."""
     events: tuple[AnyEvent, ...]
     """In the order they were stored."""
-    submitted_s: float | None = None
-    """When the job was submitted, Unix time; None: from its first event on."""
+    submitted_s: float | None
+    """When the job was submitted, Unix time; None, where only a later attempt's submission is
+    known: its first event counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +102,10 @@ class PlanSummary:
     num_fallbacks: int
     """Steps whose plan came too late or failed, so that the fast one was used."""
     median_solve_s: float
-    forecast_step_s: float | None
-    """What `plan.json` foretold for a step."""
+    forecast_step_s: float
+    """What the job's plan foretold for a step."""
     forecast_ratio: float | None
-    """That over the measured median; 1 is exact."""
+    """That over the measured median; 1 is exact. None before the first step."""
     step_error_fraction: float | None
     """Median over steps of |planned - measured| / measured."""
 
@@ -142,6 +156,23 @@ class Comparison:
     total_ratio: float | None
     """The second's time over the first's, summed over the measured common steps."""
     max_loss_difference: float | None
+
+
+def read_record(run: RunDir) -> RunRecord:
+    """Read what a report needs of a run directory, also while the run goes on.
+
+    Raises:
+        RunDirError: It is damaged, of another version, or its run has not come up yet.
+    """
+    state = run.state()
+    with EventStore.open(run.events) as store:
+        events = tuple(_reported_events(store))
+    return RunRecord(
+        request=run.request(),
+        plan=run.plan(),
+        events=events,
+        submitted_s=state.submitted_s if state.attempt == 1 else None,
+    )
 
 
 def summarize(record: RunRecord) -> RunReport:
@@ -226,6 +257,13 @@ class _Steps:
         self.measured = settled or frozenset(summaries)
 
 
+def _reported_events(store: EventStore) -> Iterator[AnyEvent]:
+    last_id = 0
+    while page := store.read(after=last_id, kinds=_REPORTED):
+        yield from (stored.event for stored in page)
+        last_id = page[-1].id
+
+
 def _end(events: Sequence[AnyEvent]) -> JobFinished | None:
     """How the last attempt ended; None while it has not."""
     for event in reversed(events):
@@ -305,7 +343,7 @@ def _mfu(measured: Sequence[StepSummarized], record: RunRecord) -> _Mfu:
     )
 
 
-def _plan_summary(steps: _Steps, plan: JobPlan | None) -> PlanSummary:
+def _plan_summary(steps: _Steps, plan: JobPlan) -> PlanSummary:
     plans = [event.plan for event in steps.plans.values()]
     times = {step: steps.summaries[step].step_s for step in steps.measured}
     errors = [
@@ -313,8 +351,7 @@ def _plan_summary(steps: _Steps, plan: JobPlan | None) -> PlanSummary:
         for step, step_s in times.items()
         if step in steps.plans
     ]
-    forecast_s = plan.forecast.step_s if plan else None
-    measured_s = median(times.values()) if times else None
+    forecast_s = plan.forecast.step_s
     return PlanSummary(
         num_plans=len(plans),
         mixed_fraction=sum(len(plan.degrees) > 1 for plan in plans) / len(plans),
@@ -322,7 +359,7 @@ def _plan_summary(steps: _Steps, plan: JobPlan | None) -> PlanSummary:
         num_fallbacks=sum(plan.method == "fallback" for plan in plans),
         median_solve_s=median(plan.solve_s for plan in plans),
         forecast_step_s=forecast_s,
-        forecast_ratio=forecast_s / measured_s if forecast_s and measured_s else None,
+        forecast_ratio=forecast_s / median(times.values()) if times else None,
         step_error_fraction=median(errors) if errors else None,
     )
 
