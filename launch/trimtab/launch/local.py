@@ -139,9 +139,9 @@ def _check(job: JobSpec, *, layout: Layout) -> None:
         )
     if job.num_ranks > MAX_LOCAL_RANKS:
         raise InputError(
-            f"num_ranks: expected at most {MAX_LOCAL_RANKS} on one machine, got {job.num_ranks}; "
-            f"set num_ranks={MAX_LOCAL_RANKS} or fewer, or look at `trimtab plan`, which starts "
-            "nothing"
+            f"num_ranks: expected at most {MAX_LOCAL_RANKS} on one machine, got "
+            f"{job.num_ranks}; set num_ranks={MAX_LOCAL_RANKS} or fewer (`trimtab plan` takes "
+            "any number)"
         )
 
 

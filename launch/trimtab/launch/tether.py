@@ -2,10 +2,10 @@
 
     python -I -S tether.py PARENT_PID COMMAND [ARGUMENT ...]
 
-The kernel's parent-death signal survives `exec`, so the command takes this process's place: same
-pid, no second process. A program of its own because the other way, Python code between fork and
-exec (`preexec_fn`), can deadlock in a process that has threads. Linux only; elsewhere the
-command runs untethered.
+The kernel's parent-death signal survives `exec`, so the command takes this process's place:
+same pid, no second process. A program of its own because the other way, Python code between
+fork and exec (`preexec_fn`), can deadlock in a process that has threads. Linux only; elsewhere
+the command runs untethered.
 
 Source: prctl(2), PR_SET_PDEATHSIG.
 """

@@ -1,0 +1,320 @@
+"""The run directory: everything a run leaves on disk, readable while it runs and afterwards.
+
+    request.json   exactly what runs (`core.job.Request`; a dry run prints the same bytes)
+    plan.json      the layout's forecast (`core.plan.JobPlan`)
+    state.json     where the job is in its life; replaced atomically
+    events.db      every event (`trimtab.monitor.store`)
+    logs/          rank-0003.log, controller.log
+    checkpoints/
+
+Only the controller writes `state.json` once it runs. The directory is its owner's alone (0700).
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from trimtab.core import serde
+from trimtab.core.errors import ExitCode, InputError, RunDirError, TrimtabError
+from trimtab.core.job import JobHandle, JobState, Request
+from trimtab.core.plan import JobPlan
+from trimtab.launch.api import rank_log
+from trimtab.orchestrator.liveness import ProcessId
+
+START_TIMEOUT_S: Final = 60.0
+"""A submitted job whose controller has not come up after this long never will."""
+
+T = TypeVar("T")
+
+
+class NoSuchRunError(RunDirError):
+    """No run has the given handle, id or path."""
+
+    exit_code = ExitCode.NO_SUCH_JOB
+
+
+class RunIdTakenError(RunDirError):
+    """Another run has the id; the next preparation takes another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """`state.json`: cheap to read, so that a list of a thousand runs is."""
+
+    name: str
+    num_ranks: int
+    state: JobState
+    reason: str
+    attempt: int
+    """1 for the first start; one more for each resume."""
+    submitted_s: float
+    """When this attempt was submitted, in seconds since the Unix epoch; so the others."""
+    started_s: float | None = None
+    finished_s: float | None = None
+    controller: ProcessId | None = None
+    exit_code: int | None = None
+    """What `submit --wait` ends with; None until the job has finished."""
+
+    def observed(self, now_s: float) -> "RunState":
+        """This state, or FAILED where the process that would have written that is gone."""
+        if self.state.is_final:
+            return self
+        if self.controller is not None and not self.controller.is_alive:
+            return self._failed(f"its controller (pid {self.controller.pid}) died")
+        if self.controller is None and now_s - self.submitted_s > START_TIMEOUT_S:
+            return self._failed("its controller never started; see logs/controller.log")
+        return self
+
+    def _failed(self, reason: str) -> "RunState":
+        return replace(
+            self, state=JobState.FAILED, reason=reason, exit_code=int(ExitCode.JOB_FAILED)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run's directory; its name is the job's id."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, request: Request, *, plan: JobPlan, state: RunState) -> "RunDir":
+        """Make the directory of a prepared request.
+
+        Raises:
+            RunIdTakenError: Another run has the name.
+            RunDirError: The directory cannot be made or written.
+        """
+        run = cls(Path(request.run_dir))
+        try:
+            run.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_new(run.path)
+            run.logs.mkdir()
+            run.checkpoints.mkdir()
+        except OSError as error:
+            raise RunDirError(
+                f"{run.path}: cannot make the run directory: {error.strerror}; set "
+                "TRIMTAB_RUNS_DIR to a folder that can be written"
+            ) from error
+        _write(run.path / "plan.json", serde.to_json(plan, indent=2) + "\n")
+        run.write_request(request)
+        run.write_state(state)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDir":
+        """An existing run's directory.
+
+        Raises:
+            NoSuchRunError: `path` is not a run directory.
+            RunDirError: It was written by another version, or its state is damaged.
+        """
+        run = cls(path.absolute())
+        if not run._state_path.is_file():
+            raise NoSuchRunError(f"{path}: expected a run directory, but it has no state.json")
+        run.state()
+        return run
+
+    @property
+    def job_id(self) -> str:
+        return self.path.name
+
+    @property
+    def handle(self) -> JobHandle:
+        return JobHandle(scheduler="local", job_id=self.job_id)
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def controller_log(self) -> Path:
+        return self.logs / "controller.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def events(self) -> Path:
+        """Where the event store is; it exists from the moment the controller is up."""
+        return self.path / "events.db"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the controller as long as it lives."""
+        return self.path / "controller.lock"
+
+    def rank_log(self, rank: int) -> Path:
+        return rank_log(self.path, rank)
+
+    def request(self) -> Request:
+        """What runs; RunDirError where the file is damaged or of another version."""
+        return _read(self._request_path, Request)
+
+    def plan(self) -> JobPlan:
+        """The forecast; RunDirError where the file is damaged or of another version."""
+        return _read(self.path / "plan.json", JobPlan)
+
+    def state(self) -> RunState:
+        """What `state.json` says, which a dead controller cannot mend: see `observed`."""
+        return _read(self._state_path, RunState)
+
+    def observed(self, now_s: float) -> RunState:
+        """The state, or FAILED where the controller has died without a word."""
+        return self.state().observed(now_s)
+
+    def write_request(self, request: Request) -> None:
+        """Replace `request.json`; one of an earlier attempt is kept under its number."""
+        text = request_text(request)
+        if self._request_path.exists():
+            earlier = self._request_path.read_text()
+            if earlier == text:
+                return
+            attempt = self.state().attempt
+            _write(self.path / f"request-attempt-{attempt}.json", earlier)
+        _write(self._request_path, text)
+
+    def write_state(self, state: RunState) -> None:
+        """Replace `state.json`: a reader sees the old or the new one, never half of one."""
+        _write(self._state_path, serde.to_json(state, indent=2) + "\n")
+
+    @property
+    def _request_path(self) -> Path:
+        return self.path / "request.json"
+
+    @property
+    def _state_path(self) -> Path:
+        return self.path / "state.json"
+
+
+def request_text(request: Request) -> str:
+    """A request as a dry run prints it and `request.json` holds it."""
+    return serde.to_json(request, indent=2) + "\n"
+
+
+def runs_root() -> Path:
+    """The folder of all run directories: `$TRIMTAB_RUNS_DIR`, or `~/.trimtab/runs`."""
+    configured = os.environ.get("TRIMTAB_RUNS_DIR")
+    root = Path(configured) if configured else Path.home() / ".trimtab" / "runs"
+    return root.expanduser().absolute()
+
+
+def run_ids(root: Path) -> list[str]:
+    """Ids of all runs under `root`, newest first: an id begins with its time."""
+    if not root.is_dir():
+        return []
+    with os.scandir(root) as entries:
+        return sorted((e.name for e in entries if not e.name.startswith(".")), reverse=True)
+
+
+def list_runs(root: Path, *, limit: int) -> Iterator[tuple[str, RunState | RunDirError]]:
+    """Id and state of the newest runs, newest first; of a broken run, what is wrong with it.
+
+    Args:
+        root: The folder of the run directories.
+        limit: At most this many; 0 for all.
+    """
+    num_found = 0
+    for job_id in run_ids(root):
+        if limit and num_found == limit:
+            return
+        run = RunDir(root / job_id)
+        if not run._state_path.is_file():
+            continue
+        num_found += 1
+        try:
+            yield job_id, run.state()
+        except RunDirError as error:
+            yield job_id, error
+
+
+def find_run(text: str, *, root: Path | None = None) -> RunDir:
+    """The run that a person means by a handle, an id, the beginning of one, or a path.
+
+    Args:
+        text: `local://ID`, `ID`, the beginning of exactly one id, or a run directory.
+        root: The folder of the run directories; None: `runs_root()`.
+
+    Raises:
+        NoSuchRunError: There is none; the message names the nearest.
+        InputError: The beginning fits several.
+        RunDirError: It was written by another version, or is damaged.
+    """
+    root = root or runs_root()
+    if "://" in text:
+        text = JobHandle.parse(text).job_id
+    elif os.sep in text or text in (".", ".."):
+        return RunDir.open(Path(text))
+    if not text:
+        raise InputError("handle: expected local://ID, an id or a run directory, got nothing")
+    ids = run_ids(root)
+    matches = [text] if text in ids else [name for name in ids if name.startswith(text)]
+    if len(matches) == 1:
+        return RunDir.open(root / matches[0])
+    if matches:
+        raise InputError(
+            f"handle: {text!r} is the beginning of {len(matches)} runs: {_some(matches)}"
+        )
+    raise NoSuchRunError(_no_such_run(text, ids=ids, root=root))
+
+
+def _no_such_run(text: str, *, ids: list[str], root: Path) -> str:
+    if not ids:
+        return f"there is no run {text!r}: {root} holds none yet"
+    nearest = difflib.get_close_matches(text, ids, n=3, cutoff=0.5)
+    nearest += [job_id for job_id in ids if text in job_id and job_id not in nearest]
+    hint = f"did you mean {_some(nearest)}?" if nearest else f"the newest are {_some(ids)}"
+    return f"there is no run {text!r} in {root}; {hint} See `trimtab list`"
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+
+
+def _make_new(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise RunIdTakenError(f"{path}: already exists; submit again") from error
+
+
+def _read(path: Path, expected: type[T]) -> T:
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunDirError(f"{path}: damaged, expected a JSON document: {error}") from error
+    version = document.get("schema") if isinstance(document, dict) else None
+    if isinstance(version, int) and version != serde.SCHEMA_VERSION:
+        raise RunDirError(
+            f"{path.parent}: a run directory of another version: it has schema {version}, this "
+            f"Trimtab reads {serde.SCHEMA_VERSION}; use the Trimtab that wrote it"
+        )
+    try:
+        return serde.from_document(expected, document)
+    except TrimtabError as error:
+        raise RunDirError(f"{path}: damaged: {error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace `path` so that neither a reader nor a power cut meets half of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,272 @@
+"""From a job to a running controller: `prepare` decides, `submit` acts.
+
+A prepared job holds the request exactly as a dry run prints it and `request.json` will hold it.
+Nothing exists on disk until it is submitted.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from trimtab.core import serde
+from trimtab.core.errors import ExitCode, InputError, JobFailedError, unknown_name_message
+from trimtab.core.job import JobHandle, JobSpec, JobState, Request, SchedulerName
+from trimtab.core.plan import JobPlan, Layout
+from trimtab.launch.api import Launcher
+from trimtab.launch.local import LocalLauncher
+from trimtab.orchestrator.logs import last_words
+from trimtab.orchestrator.rundir import (
+    START_TIMEOUT_S,
+    RunDir,
+    RunIdTakenError,
+    RunState,
+    request_text,
+    runs_root,
+)
+
+RANK_COMMAND: Final = (sys.executable, "-m", "trimtab.orchestrator.rank")
+
+_SLUG_CHARS: Final = 40
+_POLL_S: Final = 0.05
+_RESUME_KEYS: Final = (
+    "training.num_steps",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "telemetry.wandb_project",
+    "telemetry.gpu_sample_s",
+    "telemetry.silent_rank_s",
+)
+"""What may change when a run goes on: anything else would make it another run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedJob:
+    """A decided, not yet submitted job."""
+
+    request: Request
+    plan: JobPlan
+    attempt: int = 1
+
+    @property
+    def text(self) -> str:
+        """What a dry run prints, byte for byte what `request.json` will hold."""
+        return request_text(self.request)
+
+
+def prepare_job(
+    job: JobSpec, *, launcher: Launcher | None = None, root: Path | None = None
+) -> PreparedJob:
+    """Decide everything about a new run: layout, forecast, id, command line.
+
+    Args:
+        job: The job; its layout is planned where it has none.
+        launcher: None: one that starts Trimtab's own ranks on this machine.
+        root: The folder of the run directories; None: `rundir.runs_root()`.
+
+    Raises:
+        InputError: The worker cannot run the job.
+        InfeasibleError: The model does not fit the cluster in a layout the worker can run.
+    """
+    root = (root or runs_root()).absolute()
+    handle = _new_handle(job.name, root=root)
+    launcher = launcher or launcher_of(handle)
+    layout = job.layout or Layout(dp=job.num_ranks)
+    run_dir = root / handle.job_id
+    launcher.prepare(job, layout=layout, handle=handle, run_dir=run_dir)
+    plan = _plan(job)
+    request = launcher.prepare(job, layout=plan.layout, handle=handle, run_dir=run_dir)
+    return PreparedJob(request=request, plan=plan)
+
+
+def prepare_resume(
+    run: RunDir, overrides: Sequence[str] = (), *, launcher: Launcher | None = None
+) -> PreparedJob:
+    """Decide how a finished run goes on in its own directory.
+
+    Args:
+        run: The run; it must not be running.
+        overrides: `a.b=c` entries; see `resumed_job`.
+        launcher: None: one that starts Trimtab's own ranks on this machine.
+
+    Raises:
+        InputError: The run is still running or has nothing left to do, or an override is not
+            allowed.
+    """
+    state = run.observed(time.time())
+    request = run.request()
+    if not state.state.is_final:
+        raise InputError(
+            f"{run.handle} is still {state.state.value}; to end it: trimtab cancel {run.handle}"
+        )
+    job = resumed_job(request.job, overrides)
+    if (
+        state.state is JobState.SUCCEEDED
+        and job.training.num_steps <= request.job.training.num_steps
+    ):
+        raise InputError(
+            f"{run.handle} has done all its {request.job.training.num_steps} steps; to go on, "
+            "add training.num_steps=MORE"
+        )
+    launcher = launcher or launcher_of(run.handle)
+    return PreparedJob(
+        request=launcher.prepare(
+            job, layout=request.layout, handle=run.handle, run_dir=run.path
+        ),
+        plan=run.plan(),
+        attempt=state.attempt + 1,
+    )
+
+
+def submit_prepared(prepared: PreparedJob) -> RunDir:
+    """Write the run directory, start its controller and return once that is up.
+
+    Raises:
+        JobFailedError: The controller did not come up; the message holds its last words.
+        RunIdTakenError: Another submission in the same moment took the id.
+        RunDirError: The run directory cannot be written.
+        InputError: The controller refused the job (Weights & Biases without a key, say).
+    """
+    request = prepared.request
+    state = RunState(
+        name=request.job.name,
+        num_ranks=request.num_ranks,
+        state=JobState.PENDING,
+        reason="its controller is starting",
+        attempt=prepared.attempt,
+        submitted_s=time.time(),
+    )
+    if prepared.attempt == 1:
+        run = RunDir.create(request, plan=prepared.plan, state=state)
+    else:
+        run = RunDir.open(Path(request.run_dir))
+        run.write_request(request)
+        run.write_state(state)
+    _wait_until_up(run, _spawn_controller(run))
+    return run
+
+
+def submit_job(
+    job: JobSpec, *, launcher: Launcher | None = None, root: Path | None = None
+) -> RunDir:
+    """Prepare and submit a new run; see `prepare_job` and `submit_prepared`."""
+    while True:
+        try:
+            return submit_prepared(prepare_job(job, launcher=launcher, root=root))
+        except RunIdTakenError:  # by another submission in the same moment
+            continue
+
+
+def resume_job(run: RunDir, overrides: Sequence[str] = ()) -> RunDir:
+    """Prepare and submit the next attempt of a run; see `prepare_resume`."""
+    return submit_prepared(prepare_resume(run, overrides))
+
+
+def resumed_job(job: JobSpec, overrides: Sequence[str]) -> JobSpec:
+    """`job` with `a.b=c` overrides limited to what may change in a run that goes on.
+
+    Raises:
+        InputError: An override has another form, names another key, or does not fit.
+    """
+    document: dict[str, Any] = serde.to_document(job)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise InputError(f"override: expected the form a.b=c, got {override!r}")
+        if key not in _RESUME_KEYS:
+            known = unknown_name_message("key", key, _RESUME_KEYS)
+            raise InputError(f"--resume: {key} cannot change in a run that goes on; {known}")
+        section, _, field = key.partition(".")
+        document[section][field] = _scalar(text)
+    return serde.from_document(JobSpec, document)
+
+
+def launcher_of(handle: JobHandle) -> Launcher:
+    """The launcher of a handle's scheduler, starting Trimtab's own ranks."""
+    match handle.scheduler:
+        case "local":
+            return LocalLauncher(argv=RANK_COMMAND)
+
+
+def slug(name: str) -> str:
+    """A job's name as part of a folder's name: `a-z0-9-` only, 40 characters at most.
+
+    >>> slug("Äpfel & Birnen/7B")
+    'apfel-birnen-7b'
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:_SLUG_CHARS].rstrip("-") or "job"
+
+
+def _new_handle(name: str, *, root: Path, scheduler: SchedulerName = "local") -> JobHandle:
+    """A handle that no run in `root` has yet."""
+    first = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(name)}"
+    job_id, number = first, 1
+    while (root / job_id).exists():
+        number += 1
+        job_id = f"{first}-{number}"
+    return JobHandle(scheduler=scheduler, job_id=job_id)
+
+
+def _plan(job: JobSpec) -> JobPlan:
+    from trimtab.orchestrator import api
+
+    if job.layout is not None:
+        return replace(api.plan(job), layout=job.layout)
+    return api.plan(replace(job, layout=Layout(dp=job.num_ranks)))
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _spawn_controller(run: RunDir) -> subprocess.Popen[bytes]:
+    """Start the controller in a session of its own: it outlives this process and terminal."""
+    with run.controller_log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "trimtab.orchestrator.controller", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+    # Reaped here where this process lives longer, so that no zombie is left behind.
+    threading.Thread(target=process.wait, name="controller reaper", daemon=True).start()
+    return process
+
+
+def _wait_until_up(run: RunDir, controller: subprocess.Popen[bytes]) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        has_ended = controller.poll() is not None
+        state = run.state()
+        if state.controller is not None:
+            return
+        if state.state.is_final:
+            error = InputError if state.exit_code == ExitCode.USAGE else JobFailedError
+            raise error(state.reason)
+        if has_ended:
+            words = last_words(run.controller_log) or "it said nothing"
+            reason = f"the controller of {run.handle} did not start: {words}"
+            code = int(ExitCode.JOB_FAILED)
+            run.write_state(
+                replace(state, state=JobState.FAILED, reason=reason, exit_code=code)
+            )
+            raise JobFailedError(reason)
+        time.sleep(_POLL_S)
+    raise JobFailedError(
+        f"the controller of {run.handle} is not up after {START_TIMEOUT_S:.0f} s; see "
+        f"{run.controller_log}"
+    )

@@ -1,0 +1,201 @@
+"""Why an attempt ended, told from its events: pure, no clock, no file.
+
+When one rank dies, its peers lose their connection within a moment and fail too. The verdict
+names the first, not the loudest.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from trimtab.core.errors import ExitCode
+from trimtab.core.events import (
+    AnyEvent,
+    CheckpointSaved,
+    RankExited,
+    RankProgressed,
+    RunResumed,
+    StepFinished,
+    StepSummarized,
+    StopJob,
+)
+from trimtab.core.job import JobHandle, JobState
+
+SAME_MOMENT_S: Final = 2.0
+"""Ranks that fail within this time of the first may all be victims of one of them."""
+
+_VICTIM_WORDS: Final = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "ncclRemoteError",
+    "remote process exited",
+)
+"""What gloo, NCCL and the kernel say to the peers of a process that died."""
+
+_SIGNAL_HINTS: Final = {
+    "SIGKILL": " (kill -9, or the kernel when memory ran out)",
+    "SIGSEGV": " (a crash in native code)",
+    "SIGABRT": " (native code gave up)",
+    "SIGBUS": " (a full /dev/shm, or a file cut short while mapped)",
+}
+_ERROR_LINE = re.compile(r"^(error: |[\w.]*(Error|Exception|Interrupt|Warning)\b)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How an attempt ended."""
+
+    state: JobState
+    reason: str
+    """One line: what happened, where, and what to do."""
+    exit_code: ExitCode
+    """What `submit --wait` ends with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    step: int
+    doing: str
+
+    def __str__(self) -> str:
+        return f"in step {self.step}, {self.doing}"
+
+
+class Course:
+    """What is known of an attempt so far; feed it every event in order."""
+
+    def __init__(self, handle: JobHandle, num_steps: int) -> None:
+        self._handle = handle
+        self._num_steps = num_steps
+        self._places: dict[int, _Place] = {}
+        self._exits: list[RankExited] = []
+        self._last_step = 0
+        self._checkpoint_step: int | None = None
+
+    def note_earlier_checkpoint(self, step: int) -> None:
+        """An earlier attempt of this run has left a checkpoint."""
+        self._checkpoint_step = step
+
+    def note(self, event: AnyEvent) -> None:
+        """Take in one event of this attempt."""
+        match event:
+            case RankProgressed():
+                self._places[event.rank] = _Place(step=event.step, doing=event.doing)
+            case RankExited():
+                self._exits.append(event)
+            case StepFinished() | StepSummarized():
+                self._last_step = max(self._last_step, event.step)
+            case RunResumed():
+                self._last_step = max(self._last_step, event.step)
+            case CheckpointSaved():
+                self._checkpoint_step = event.step
+            case _:
+                return
+
+    def verdict(self, *, stop: StopJob | None, cancelled: bool, stop_asked: bool) -> Verdict:
+        """The verdict, once no rank runs any more.
+
+        Args:
+            stop: What the monitor asked for, if it did.
+            cancelled: A person asked for the end.
+            stop_asked: The ranks were sent SIGTERM, so that dying of it explains nothing.
+        """
+        if cancelled:
+            return self._cancelled()
+        root = root_cause(self._exits, stop_asked=stop_asked)
+        if root is not None:
+            return self._failed_by(root)
+        if stop is not None:
+            code = ExitCode.JOB_FAILED if stop.restartable else ExitCode.DO_NOT_RESTART
+            return self._failed(stop.reason, code)
+        if self._last_step < self._num_steps:
+            return self._failed(
+                f"every rank ended by itself after step {self._last_step} of "
+                f"{self._num_steps}, as if sent SIGTERM",
+                ExitCode.JOB_FAILED,
+            )
+        return Verdict(
+            state=JobState.SUCCEEDED,
+            reason=f"all {self._num_steps} steps are done",
+            exit_code=ExitCode.OK,
+        )
+
+    def _cancelled(self) -> Verdict:
+        failed = [event for event in self._exits if event.exit_code != 0]
+        trouble = ""
+        if failed:
+            first = failed[0]
+            trouble = f"; rank {first.rank} {_manner(first)} instead of stopping cleanly"
+        reason = f"cancelled after step {self._last_step}{trouble}; {self._way_on()}"
+        return Verdict(state=JobState.CANCELLED, reason=reason, exit_code=ExitCode.JOB_FAILED)
+
+    def _failed_by(self, root: RankExited) -> Verdict:
+        place = self._places.get(root.rank, "before its first step")
+        words = "" if root.signal == "SIGKILL" else error_line(root.last_words)
+        said = f": {words}" if words else ""
+        return self._failed(
+            f"rank {root.rank} {_manner(root)} {place}{said}", self._exit_code(root)
+        )
+
+    def _failed(self, what: str, exit_code: ExitCode) -> Verdict:
+        way_on = {
+            ExitCode.USAGE: "mend the input and submit again",
+            ExitCode.DO_NOT_RESTART: "it would fail again, so do not restart it as it is",
+        }.get(exit_code, self._way_on())
+        return Verdict(state=JobState.FAILED, reason=f"{what}; {way_on}", exit_code=exit_code)
+
+    def _exit_code(self, root: RankExited) -> ExitCode:
+        if any(event.exit_code == ExitCode.DO_NOT_RESTART for event in self._exits):
+            return ExitCode.DO_NOT_RESTART
+        return ExitCode.USAGE if root.exit_code == ExitCode.USAGE else ExitCode.JOB_FAILED
+
+    def _way_on(self) -> str:
+        if self._checkpoint_step is None:
+            return (
+                "there is no checkpoint, so this starts from step 1: "
+                f"trimtab submit --resume {self._handle}"
+            )
+        return (
+            f"to go on from the checkpoint of step {self._checkpoint_step}: "
+            f"trimtab submit --resume {self._handle}"
+        )
+
+
+def root_cause(exits: Iterable[RankExited], *, stop_asked: bool) -> RankExited | None:
+    """The exit that explains the others, or None where every rank ended cleanly.
+
+    Among the failures within `SAME_MOMENT_S` of the first: one that does not speak of a lost
+    connection before one that does, then a signal before an exit code, then the earlier.
+
+    Args:
+        exits: In the order they were seen.
+        stop_asked: The ranks were sent SIGTERM: dying of that is no cause.
+    """
+    failures = [
+        event
+        for event in exits
+        if event.exit_code != 0 and not (stop_asked and event.signal == "SIGTERM")
+    ]
+    if not failures:
+        return None
+    moment = [event for event in failures if event.time_s - failures[0].time_s <= SAME_MOMENT_S]
+    return min(moment, key=lambda event: (_is_victim(event), event.signal is None))
+
+
+def error_line(last_words: str) -> str:
+    """The line that says most: the last that begins like an error, or simply the last."""
+    lines = [line.strip() for line in last_words.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR_LINE.match(line)]
+    return (errors or lines or [""])[-1]
+
+
+def _is_victim(event: RankExited) -> bool:
+    return any(words in event.last_words for words in _VICTIM_WORDS)
+
+
+def _manner(event: RankExited) -> str:
+    if event.signal:
+        return f"was killed by {event.signal}{_SIGNAL_HINTS.get(event.signal, '')}"
+    return f"failed with exit code {event.exit_code}"
