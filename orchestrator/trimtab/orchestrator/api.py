@@ -1,0 +1,228 @@
+"""The Python API: read a job, plan it, plan one step, submit it.
+
+    from trimtab.orchestrator import load_job, plan, submit
+
+    job = load_job("configs/demo.yaml", ["training.num_steps=20"])
+    print(plan(job).layout)
+    handle = submit(job)
+
+Every function is re-exported by `trimtab.orchestrator`. Planning needs no torch.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.core.batch import BatchProfile
+from trimtab.core.errors import InputError
+from trimtab.core.job import DataSpec, JobHandle, JobSpec
+from trimtab.core.plan import JobPlan, Layout, StepPlan
+from trimtab.core.profile import StepProfile
+from trimtab.orchestrator.config import (
+    load_cluster,
+    load_job,
+    load_model,
+    load_profile,
+    read_text,
+)
+from trimtab.planners import sequences
+
+__all__ = [
+    "PlanningBatch",
+    "best_uniform_step",
+    "load_cluster",
+    "load_job",
+    "load_lengths",
+    "load_model",
+    "load_profile",
+    "plan",
+    "plan_step",
+    "planning_batch",
+    "submit",
+]
+
+_MOST_DIGITS = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanningBatch:
+    """The batch a job is planned for, and where its lengths come from."""
+
+    profile: BatchProfile
+    note: str
+
+
+def plan(job: JobSpec, *, lengths: Sequence[int] | None = None) -> JobPlan:
+    """Choose the layout of a job and forecast its step; acts on nothing.
+
+    Args:
+        job: What `load_job` returned. The degrees of its `layout`, if any, are kept.
+        lengths: Document lengths in tokens to plan for; None: `data.max_seq_tokens` each.
+
+    Raises:
+        InputError: The lengths are empty, or hold something else than positive numbers.
+        InfeasibleError: No layout fits; the message says what is short by how much.
+    """
+    from trimtab.planners import layouts  # the solver's imports, only where they are needed
+
+    return layouts.plan_job(
+        job.model,
+        job.cluster,
+        num_ranks=job.num_ranks,
+        batch=planning_batch(job, lengths).profile,
+        precision=job.training.precision,
+        profile=job.profile,
+        token_cap=job.step_planning.token_cap,
+        fixed=_pinned_degrees(job.layout),
+    )
+
+
+def plan_step(
+    lengths: Sequence[int],
+    *,
+    profile: StepProfile,
+    num_ranks: int,
+    degrees: Sequence[int] | None = None,
+) -> StepPlan:
+    """Plan one step: which ranks share the attention of which sequences, wave by wave.
+
+    Args:
+        lengths: Tokens of every sequence; used as given, none padded or dropped.
+        profile: What a group costs and holds, e.g. of `load_profile`.
+        num_ranks: How many ranks the groups are formed over.
+        degrees: Group degrees to choose from; None: all of the profile.
+
+    Raises:
+        InputError: `lengths` is empty, or something in it is not a whole number >= 1.
+        InfeasibleError: A sequence is longer than any group can hold.
+    """
+    return sequences.plan_step(
+        lengths,
+        profile=profile,
+        num_ranks=num_ranks,
+        clock=time.perf_counter,
+        degrees=degrees,
+    )
+
+
+def best_uniform_step(
+    lengths: Sequence[int], *, profile: StepProfile, num_ranks: int
+) -> StepPlan | None:
+    """The shortest step with one degree for all groups; None where no degree suits."""
+    longest = max(lengths)
+    plans = [
+        sequences.uniform_step(
+            lengths,
+            profile=profile,
+            num_ranks=num_ranks,
+            degree=degree,
+            clock=time.perf_counter,
+        )
+        for degree in profile.degrees
+        if degree <= num_ranks and longest <= degree * profile.token_cap
+    ]
+    return min(plans, key=lambda step: step.step_s, default=None)
+
+
+def submit(job: JobSpec, *, dry_run: bool = False, resume: str | None = None) -> JobHandle:
+    """Start a job on this machine and return at once.
+
+    Args:
+        job: What `load_job` returned.
+        dry_run: Prepare the request, start nothing, write nothing.
+        resume: Handle or id of a job to continue from its last checkpoint.
+
+    Raises:
+        InputError: The worker cannot run such a job.
+        RunDirError: The job to resume is missing or of another version.
+    """
+    from trimtab.orchestrator import controller
+
+    return controller.submit(job, dry_run=dry_run, resume=resume)
+
+
+def load_lengths(
+    path: str | Path, *, start: int = 0, end: int | None = None
+) -> tuple[int, ...]:
+    """Read sequence lengths, one whole number a line.
+
+    Args:
+        path: The file.
+        start: First line to read, 0-based.
+        end: Line to stop before; None: read to the end of the file.
+
+    Raises:
+        InputError: The file is missing or empty, a line is not a whole number >= 1, or there
+            are no lines from `start` on. The message counts lines from 1, as editors do.
+    """
+    path = Path(path)
+    lines = read_text(path).rstrip().splitlines()
+    if not lines:
+        raise InputError(f"{path}: expected one length a line, got an empty file")
+    chosen = lines[start:end]
+    if not chosen or (end is not None and end > len(lines)):
+        wanted = f"{start}:{'' if end is None else end}"
+        raise InputError(f"{path}: it has {len(lines)} lines, got the range {wanted}")
+    return tuple(
+        _length(line, where=f"{path}, line {number}")
+        for number, line in enumerate(chosen, start=start + 1)
+    )
+
+
+def planning_batch(job: JobSpec, lengths: Sequence[int] | None = None) -> PlanningBatch:
+    """The batch a job is planned for: `training.global_batch_seqs` sequences.
+
+    Documents longer than `data.max_seq_tokens` are split, truncated or dropped as the job says;
+    too few documents are taken again from the first.
+
+    Raises:
+        InputError: `lengths` is empty, or no document is left after dropping.
+    """
+    num_sequences = job.training.global_batch_seqs
+    longest = job.data.max_seq_tokens
+    if lengths is None:
+        return PlanningBatch(
+            profile=BatchProfile(lengths=(longest,) * num_sequences),
+            note=f"assumed: {num_sequences} sequences of data.max_seq_tokens = {longest} "
+            "tokens each; give --lengths FILE to plan for real ones",
+        )
+    usable = _as_sequences(lengths[:num_sequences], data=job.data)
+    if not usable:
+        raise InputError(
+            f"lengths: expected at least one document of at most {longest} tokens "
+            f"(data.long_documents is {job.data.long_documents}), got none"
+        )
+    again = -(-num_sequences // len(usable))
+    return PlanningBatch(
+        profile=BatchProfile(lengths=(usable * again)[:num_sequences]),
+        note=f"given: the first {min(len(usable), num_sequences)} sequences of the lengths"
+        + (", repeated" if again > 1 else "")
+        + f"; documents over {longest} tokens: {job.data.long_documents}",
+    )
+
+
+def _as_sequences(lengths: Sequence[int], *, data: DataSpec) -> tuple[int, ...]:
+    longest = data.max_seq_tokens
+    if data.long_documents == "drop":
+        return tuple(length for length in lengths if length <= longest)
+    if data.long_documents == "truncate":
+        return tuple(min(length, longest) for length in lengths)
+    pieces: list[int] = []
+    for length in lengths:
+        whole, rest = divmod(length, longest)
+        pieces += [longest] * whole + ([rest] if rest else [])
+    return tuple(pieces)
+
+
+def _pinned_degrees(layout: Layout | None) -> dict[str, int]:
+    if layout is None:
+        return {}
+    return {name: getattr(layout, name) for name in ("tp", "pp", "dp", "cp", "ep", "vpp")}
+
+
+def _length(line: str, *, where: str) -> int:
+    text = line.strip()
+    if not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS or int(text) < 1:
+        raise InputError(f"{where}: expected a whole number >= 1, got {text!r}")
+    return int(text)

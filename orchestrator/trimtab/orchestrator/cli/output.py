@@ -1,0 +1,29 @@
+"""Where commands write: JSON and tables to stdout, and errors elsewhere."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of tables.")
+]
+
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", "--dryrun", help="Say what would be done, and do nothing."),
+]
+
+
+def console() -> Console:
+    """The terminal; plain and unwrapped to 96 columns where the output is not a terminal."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=max(out.width, 96))
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document in one line on stdout; NaN and infinities are our bug."""
+    json.dump(document, sys.stdout, allow_nan=False)
+    sys.stdout.write("\n")

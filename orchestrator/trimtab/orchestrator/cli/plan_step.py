@@ -1,0 +1,175 @@
+"""`trimtab plan-step`: the sequence groups of one step, from a profile and a lengths file."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trimtab.core.errors import InputError
+from trimtab.orchestrator.cli.output import JsonOption, console, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from trimtab.core.plan import StepPlan, Wave
+    from trimtab.core.profile import StepProfile
+
+_DRAWN_WAVES = 12
+_RANKS_A_LINE = 64
+_MOST_DRAWN_RANKS = 512
+_COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
+
+
+def plan_step(
+    profile: Annotated[
+        Path,
+        typer.Option("--profile", "-p", help="Step coefficients, JSON in ms and GB/s."),
+    ],
+    lengths: Annotated[
+        Path,
+        typer.Option("--lengths", "-l", help="Tokens of every sequence, one number a line."),
+    ],
+    gpus: Annotated[int, typer.Option("--gpus", "-n", help="GPUs to form groups over.")],
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", metavar="START:END", help="Plan these lines of the file only (0-based)."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Plan one step: which GPUs share which sequences, wave by wave.
+
+    Lengths are used as given: none is padded, split or dropped.
+    """
+    from trimtab.orchestrator import api, documents
+
+    if gpus < 1:
+        raise InputError(f"--gpus: expected a whole number >= 1, got {gpus}")
+    start, end = _line_range(batch)
+    coefficients = api.load_profile(profile)
+    batch_lengths = api.load_lengths(lengths, start=start, end=end)
+    step_plan = api.plan_step(batch_lengths, profile=coefficients, num_ranks=gpus)
+    uniform = api.best_uniform_step(batch_lengths, profile=coefficients, num_ranks=gpus)
+    if json:
+        print_json(
+            documents.step_plan_document(
+                step_plan,
+                lengths=batch_lengths,
+                profile=coefficients,
+                num_ranks=gpus,
+                first_line=start,
+                uniform=uniform,
+            )
+        )
+        return
+    _show(
+        console(), step_plan, lengths=batch_lengths, profile=coefficients, num_ranks=gpus,
+        uniform=uniform,
+    )  # fmt: skip
+
+
+def _line_range(batch: str | None) -> tuple[int, int | None]:
+    if batch is None:
+        return 0, None
+    start, separator, end = batch.partition(":")
+    if not (separator and start.isdecimal() and end.isdecimal() and int(start) < int(end)):
+        raise InputError(f"--batch: expected START:END with 0 <= START < END, got {batch!r}")
+    return int(start), int(end)
+
+
+def _show(
+    out: "Console",
+    step_plan: "StepPlan",
+    *,
+    lengths: "Sequence[int]",
+    profile: "StepProfile",
+    num_ranks: int,
+    uniform: "StepPlan | None",
+) -> None:
+    from trimtab.core.units import duration_text
+
+    out.print(
+        f"[bold]{len(lengths)} sequences[/bold], {sum(lengths):,} tokens, longest "
+        f"{max(lengths):,}, on {num_ranks} GPUs with profile {profile.name} "
+        f"({profile.evidence}, {profile.token_cap:,} tokens a GPU)"
+    )
+    out.print(
+        f"[bold]step {duration_text(step_plan.step_s)}[/bold], at most "
+        f"{step_plan.gap_fraction:.1%} over the best possible "
+        f"(bound {duration_text(step_plan.lower_bound_s)}); {len(step_plan.waves)} waves; "
+        f"{step_plan.method}, solved in {duration_text(step_plan.solve_s)}"
+    )
+    if uniform is not None:
+        out.print(
+            f"best uniform degree {uniform.degrees[0]}: step {duration_text(uniform.step_s)}, "
+            f"{uniform.step_s / step_plan.step_s:.2f} times as long"
+        )
+    colours = {
+        degree: _COLOURS[index % len(_COLOURS)]
+        for index, degree in enumerate(step_plan.degrees)
+    }
+    for number, wave in enumerate(step_plan.waves[:_DRAWN_WAVES], start=1):
+        _show_wave(
+            out, wave, number=number, lengths=lengths, profile=profile, num_ranks=num_ranks,
+            colours=colours,
+        )  # fmt: skip
+    if len(step_plan.waves) > _DRAWN_WAVES:
+        rest = len(step_plan.waves) - _DRAWN_WAVES
+        out.print(f"... and {rest} more waves; --json has them all")
+
+
+def _show_wave(
+    out: "Console",
+    wave: "Wave",
+    *,
+    number: int,
+    lengths: "Sequence[int]",
+    profile: "StepProfile",
+    num_ranks: int,
+    colours: dict[int, str],
+) -> None:
+    from trimtab.core.units import duration_text
+    from trimtab.planners.costs import group_s
+
+    seconds = [
+        group_s([lengths[s] for s in group.sequences], group.degree, profile=profile)
+        for group in wave.groups
+    ]
+    busy = sum(t * group.degree for t, group in zip(seconds, wave.groups, strict=True))
+    counts = Counter(group.degree for group in wave.groups)
+    groups = "  ".join(
+        f"[{colours[degree]}]{counts[degree]} x degree {degree}[/{colours[degree]}]"
+        for degree in sorted(counts, reverse=True)
+    )
+    num_sequences = sum(len(group.sequences) for group in wave.groups)
+    out.print()
+    out.print(
+        f"[bold]wave {number}[/bold]  {duration_text(max(seconds))}  "
+        f"{num_sequences} sequences  {busy / max(seconds) / num_ranks:.0%} busy  {groups}"
+    )
+    if num_ranks <= _MOST_DRAWN_RANKS:
+        for line in _rank_lines(wave, num_ranks=num_ranks, colours=colours):
+            out.print(line)
+
+
+def _rank_lines(wave: "Wave", *, num_ranks: int, colours: dict[int, str]) -> list["Text"]:
+    """One cell a rank; a group is a run of blocks that ends in a half block."""
+    from rich.text import Text
+
+    cells = [("·", "dim")] * num_ranks
+    for group in wave.groups:
+        for rank in group.ranks:
+            last = rank == group.ranks[-1]
+            cells[rank] = ("▌" if last else "█", colours[group.degree])
+    lines = []
+    for first in range(0, num_ranks, _RANKS_A_LINE):
+        line = Text(f"{first:>5} ", style="dim")
+        for cell, style in cells[first : first + _RANKS_A_LINE]:
+            line.append(cell, style=style)
+        lines.append(line)
+    return lines

@@ -1,0 +1,141 @@
+"""What `plan --json` and `plan-step --json` print; `schemas` describes both.
+
+`plan` speaks Trimtab's own units: seconds, bytes, FLOPs. `plan-step` speaks its profile's:
+milliseconds, except `solve_s`, which is wall time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trimtab.core import serde
+from trimtab.core.job import JobSpec
+from trimtab.core.model import MFU_FORMULA
+from trimtab.core.plan import Forecast, JobPlan, Layout, StepPlan, Wave
+from trimtab.core.profile import StepProfile
+from trimtab.core.units import MS
+from trimtab.planners.costs import group_s
+
+_Document = dict[str, Any]
+
+
+def plan_document(job: JobSpec, job_plan: JobPlan, *, batch_note: str) -> _Document:
+    """A job's plan as `plan --json` prints it."""
+    return {
+        "schema": serde.SCHEMA_VERSION,
+        "job": job.name,
+        "model": {"name": job.model.name, "num_parameters": job.model.num_parameters},
+        "cluster": {"name": job.cluster.name, "num_gpus": job.cluster.num_gpus},
+        "num_ranks": job.num_ranks,
+        "batch": {"num_sequences": job.training.global_batch_seqs, "note": batch_note},
+        "layout": layout_document(job_plan.layout),
+        "placement": _fields(job_plan.placement),
+        "forecast": forecast_document(job_plan.forecast),
+        "alternatives": [
+            {
+                "layout": layout_document(alternative.layout),
+                "forecast": forecast_document(alternative.forecast),
+            }
+            for alternative in job_plan.alternatives
+        ],
+        "rejected": [
+            {"layout": layout_document(rejected.layout), "reason": rejected.reason}
+            for rejected in job_plan.rejected
+        ],
+        "reason": job_plan.reason,
+    }
+
+
+def layout_document(layout: Layout) -> _Document:
+    """The degrees and settings of a layout."""
+    return _fields(layout)
+
+
+def forecast_document(forecast: Forecast) -> _Document:
+    """A forecast with the figures that follow from it."""
+    document = _fields(forecast)
+    for stage, entry in zip(forecast.memory, document["memory"], strict=True):
+        entry |= {"total_bytes": stage.total_bytes, "verdict": stage.verdict}
+    return document | {
+        "tokens_per_s": forecast.tokens_per_s,
+        "tokens_per_s_per_gpu": forecast.tokens_per_s / forecast.num_ranks,
+        "mfu": forecast.mfu,
+        "mfu_note": mfu_note(forecast),
+        "verdict": forecast.verdict,
+    }
+
+
+def mfu_note(forecast: Forecast) -> str:
+    """The formula behind the MFU, or why there is none."""
+    if forecast.peak_flop_per_s is None:
+        return f"no MFU: the peak of the device at {forecast.precision} is unknown"
+    return MFU_FORMULA
+
+
+def step_plan_document(
+    step_plan: StepPlan,
+    *,
+    lengths: Sequence[int],
+    profile: StepProfile,
+    num_ranks: int,
+    first_line: int = 0,
+    uniform: StepPlan | None = None,
+) -> _Document:
+    """One step's plan as `plan-step --json` prints it, times in milliseconds.
+
+    Args:
+        step_plan: Its sequences are indices into `lengths`.
+        lengths: Tokens of every sequence.
+        profile: What the groups were costed with.
+        num_ranks: The ranks that groups were formed over.
+        first_line: Line number, 0-based, of `lengths[0]` in the user's file.
+        uniform: The best plan with one degree for the whole step, to compare with.
+    """
+    return {
+        "schema": serde.SCHEMA_VERSION,
+        "waves": [
+            _wave_document(wave, lengths=lengths, profile=profile, first_line=first_line)
+            for wave in step_plan.waves
+        ],
+        "step_ms": step_plan.step_s / MS,
+        "step_fixed_ms": profile.step_fixed_s / MS,
+        "lower_bound_ms": step_plan.lower_bound_s / MS,
+        "gap": step_plan.gap_fraction,
+        "solve_s": step_plan.solve_s,
+        "method": step_plan.method,
+        "reason": step_plan.reason,
+        "uniform": None if uniform is None else _uniform_document(uniform),
+        "num_gpus": num_ranks,
+        "num_sequences": len(lengths),
+        "num_tokens": sum(lengths),
+        "profile": profile.name,
+        "token_cap": profile.token_cap,
+    }
+
+
+def _wave_document(
+    wave: Wave, *, lengths: Sequence[int], profile: StepProfile, first_line: int
+) -> _Document:
+    groups = []
+    for group in wave.groups:
+        group_lengths = [lengths[sequence] for sequence in group.sequences]
+        groups.append(
+            {
+                "degree": group.degree,
+                "ranks": list(group.ranks),
+                "sequences": [first_line + sequence for sequence in group.sequences],
+                "tokens": sum(group_lengths),
+                "time_ms": group_s(group_lengths, group.degree, profile=profile) / MS,
+            }
+        )
+    return {"time_ms": max(group["time_ms"] for group in groups), "groups": groups}
+
+
+def _uniform_document(uniform: StepPlan) -> _Document:
+    (degree,) = uniform.degrees
+    return {"degree": degree, "step_ms": uniform.step_s / MS}
+
+
+def _fields(value: Any) -> _Document:
+    document = serde.to_document(value)
+    del document["schema"], document["type"]
+    return document

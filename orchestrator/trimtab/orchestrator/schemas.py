@@ -1,0 +1,198 @@
+"""JSON Schema (draft 2020-12) of what `plan --json` and `plan-step --json` print.
+
+`docs/schemas/` holds the same documents as files; a test keeps them equal.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trimtab.core.cluster import PRECISIONS
+from trimtab.core.plan import FIT_VERDICTS, PLAN_METHODS, RECOMPUTES
+from trimtab.core.serde import SCHEMA_VERSION
+
+_Schema = dict[str, Any]
+
+_COUNT: _Schema = {"type": "integer", "minimum": 1}
+_INDEX: _Schema = {"type": "integer", "minimum": 0}
+_AMOUNT: _Schema = {"type": "number", "minimum": 0}
+_FRACTION: _Schema = {"type": "number", "minimum": 0, "maximum": 1}
+_TEXT: _Schema = {"type": "string"}
+
+
+def _object(properties: _Schema, *, description: str = "") -> _Schema:
+    """An object that has all of `properties` and nothing else."""
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"description": description, **schema} if description else schema
+
+
+def _list(items: _Schema, *, at_least: int = 0) -> _Schema:
+    return {"type": "array", "items": items, "minItems": at_least}
+
+
+def _described(schema: _Schema, description: str) -> _Schema:
+    return {**schema, "description": description}
+
+
+def _nullable(schema: _Schema, description: str) -> _Schema:
+    return {"description": description, "anyOf": [schema, {"type": "null"}]}
+
+
+_VERDICT: _Schema = {
+    "enum": list(FIT_VERDICTS),
+    "description": "`tight`: over 92 % of the capacity",
+}
+
+_LAYOUT = _object(
+    {
+        **dict.fromkeys(("tp", "pp", "dp", "cp", "ep", "vpp", "micro_batch_seqs"), _COUNT),
+        "recompute": {"enum": list(RECOMPUTES)},
+        "zero": {"type": "integer", "minimum": 0, "maximum": 3},
+        "sequence_parallel": {"type": "boolean"},
+    },
+    description="Degrees that stay fixed while the job runs; tp * pp * dp * cp = num_ranks",
+)
+
+_STAGE_MEMORY = _object(
+    {
+        "stage": _INDEX,
+        **{
+            f"{name}_bytes": _INDEX
+            for name in (
+                "weights",
+                "gradients",
+                "optimizer",
+                "activations",
+                "workspace",
+                "capacity",
+                "total",
+            )
+        },
+        "verdict": _VERDICT,
+    },
+    description="Memory of the stage's fullest rank",
+)
+
+_FORECAST = _object(
+    {
+        "step_s": _described(_AMOUNT, "seconds of one step"),
+        "parts": _described(
+            _list(_object({"name": _TEXT, "seconds": _AMOUNT})), "they add up to step_s"
+        ),
+        "num_tokens": _described(_COUNT, "tokens of one step"),
+        "model_flops": _described(_AMOUNT, "model FLOPs of one step; see mfu_note"),
+        "memory": _list(_STAGE_MEMORY, at_least=1),
+        "precision": {"enum": list(PRECISIONS)},
+        "peak_flop_per_s": _nullable(_AMOUNT, "dense datasheet peak of one GPU, if known"),
+        "num_ranks": _COUNT,
+        "bubble_fraction": _FRACTION,
+        "evidence": _described(_TEXT, "`analytic`, or the name of a measured profile"),
+        "tokens_per_s": _AMOUNT,
+        "tokens_per_s_per_gpu": _AMOUNT,
+        "mfu": _nullable(_AMOUNT, "model FLOPs / (step_s * num_ranks * peak_flop_per_s)"),
+        "mfu_note": _described(_TEXT, "how model FLOPs are counted, or why mfu is null"),
+        "verdict": _VERDICT,
+    }
+)
+
+PLAN_SCHEMA: _Schema = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "trimtab plan --json",
+    **_object(
+        {
+            "schema": {"const": SCHEMA_VERSION},
+            "job": _TEXT,
+            "model": _object({"name": _TEXT, "num_parameters": _COUNT}),
+            "cluster": _object({"name": _TEXT, "num_gpus": _COUNT}),
+            "num_ranks": _COUNT,
+            "batch": _object({"num_sequences": _COUNT, "note": _TEXT}),
+            "layout": _LAYOUT,
+            "placement": _object(
+                {
+                    "rank_nodes": _described(_list(_TEXT, at_least=1), "node of every rank"),
+                    "stage_layers": _described(_list(_COUNT, at_least=1), "layers by stage"),
+                }
+            ),
+            "forecast": _FORECAST,
+            "alternatives": _described(
+                _list(_object({"layout": _LAYOUT, "forecast": _FORECAST})),
+                "next best layouts, best first",
+            ),
+            "rejected": _list(_object({"layout": _LAYOUT, "reason": _TEXT})),
+            "reason": _TEXT,
+        },
+        description="Times in seconds, sizes in bytes.",
+    ),
+}
+
+_GROUP = _object(
+    {
+        "degree": _described(_COUNT, "number of ranks"),
+        "ranks": _described(
+            {**_list(_INDEX, at_least=1), "uniqueItems": True}, "ascending, 0 to num_gpus - 1"
+        ),
+        "sequences": _described(
+            {**_list(_INDEX, at_least=1), "uniqueItems": True},
+            "0-based line numbers of the lengths file, in packing order",
+        ),
+        "tokens": _described(_COUNT, "at most degree * token_cap"),
+        "time_ms": _AMOUNT,
+    }
+)
+
+PLAN_STEP_SCHEMA: _Schema = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "trimtab plan-step --json",
+    **_object(
+        {
+            "schema": {"const": SCHEMA_VERSION},
+            "waves": _described(
+                _list(
+                    _object(
+                        {
+                            "time_ms": _described(_AMOUNT, "of the slowest group"),
+                            "groups": _list(_GROUP, at_least=1),
+                        }
+                    ),
+                    at_least=1,
+                ),
+                "they run one after the other; the groups of a wave at once, no rank in two",
+            ),
+            "step_ms": _described(_AMOUNT, "sum of the waves' time_ms, and step_fixed_ms"),
+            "step_fixed_ms": _described(_AMOUNT, "time of a step outside its waves"),
+            "lower_bound_ms": _described(_AMOUNT, "no plan under the same costs is shorter"),
+            "gap": _described(_AMOUNT, "(step_ms - lower_bound_ms) / lower_bound_ms"),
+            "solve_s": _described(_AMOUNT, "wall seconds of planning, imports not counted"),
+            "method": {"enum": list(PLAN_METHODS)},
+            "reason": _TEXT,
+            "uniform": _nullable(
+                _object({"degree": _COUNT, "step_ms": _AMOUNT}),
+                "the best plan with one degree for the whole step; null if none is possible",
+            ),
+            "num_gpus": _COUNT,
+            "num_sequences": _COUNT,
+            "num_tokens": _COUNT,
+            "profile": _TEXT,
+            "token_cap": _described(_COUNT, "most tokens one rank holds in a wave"),
+        },
+        description="Times in milliseconds, but solve_s in seconds.",
+    ),
+}
+
+SCHEMAS = {"plan": PLAN_SCHEMA, "plan-step": PLAN_STEP_SCHEMA}
+
+
+def write_schemas(folder: Path) -> None:
+    """Write every schema to `folder` as `NAME.schema.json`."""
+    for name, schema in SCHEMAS.items():
+        (folder / f"{name}.schema.json").write_text(schema_text(schema), encoding="utf-8")
+
+
+def schema_text(schema: _Schema) -> str:
+    """A schema as its file reads."""
+    return json.dumps(schema, indent=2) + "\n"
