@@ -1,0 +1,181 @@
+"""`trimtab plan`: the layout of a job, what a step is forecast to cost, and what was ruled out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trimtab.orchestrator.cli.output import JsonOption, console, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from trimtab.core.job import JobSpec
+    from trimtab.core.plan import Forecast, JobPlan, StageMemory
+
+_SHOWN_STAGES = 8
+_SHOWN_ALTERNATIVES = 5
+_SHOWN_REJECTED = 8
+_VERDICT_STYLES = {"fits": "green", "tight": "yellow", "oom": "red"}
+
+
+def plan(
+    job_file: Annotated[
+        Path, typer.Argument(metavar="JOB", help="Job file (YAML).", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[A.B=C]...", help="Settings that win over the file.", show_default=False
+        ),
+    ] = None,
+    lengths: Annotated[
+        Path | None,
+        typer.Option(
+            "--lengths",
+            "-l",
+            help="Document lengths to plan for, one number a line. "
+            "Default: every sequence is data.max_seq_tokens long.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Choose the layout of a job and forecast its step; starts nothing.
+
+    Example: trimtab plan configs/llama-3-8b.yaml layout.tp=2 training.global_batch_seqs=512
+    """
+    from trimtab.orchestrator import api, documents
+
+    job = api.load_job(job_file, overrides or [])
+    document_lengths = None if lengths is None else api.load_lengths(lengths)
+    batch = api.planning_batch(job, document_lengths)
+    job_plan = api.plan(job, lengths=document_lengths)
+    if json:
+        print_json(documents.plan_document(job, job_plan, batch_note=batch.note))
+        return
+    show_plan(console(), job, job_plan, batch_note=batch.note)
+
+
+def show_plan(
+    out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note: str
+) -> None:
+    """Print a plan as tables."""
+    from trimtab.core.units import count_text
+
+    out.print(
+        f"[bold]{job.name}[/bold]: {job.model.name}, "
+        f"{count_text(job.model.num_parameters)} parameters, on {job.num_ranks} of "
+        f"{job.cluster.num_gpus} x {', '.join(job.cluster.gpu_names)} ({job.cluster.name})"
+    )
+    out.print(f"batch: {batch_note}", style="dim")
+    layout = job_plan.layout
+    out.print(
+        f"\n[bold]layout {layout}[/bold]  zero {layout.zero}, recompute {layout.recompute}, "
+        f"{layout.micro_batch_seqs} sequences a micro-batch"
+        + (", sequence parallel" if layout.sequence_parallel else "")
+    )
+    out.print(job_plan.reason)
+    _show_forecast(out, job_plan.forecast)
+    out.print(_memory_table(job_plan))
+    if job_plan.alternatives:
+        out.print(_alternatives_table(job_plan))
+    _show_rejected(out, job_plan)
+
+
+def _show_forecast(out: "Console", forecast: "Forecast") -> None:
+    from trimtab.core.units import count_text, duration_text
+    from trimtab.orchestrator.documents import mfu_note
+
+    table = _table("Step forecast", "part", "time >", "share >")
+    for part in forecast.parts:
+        share = part.seconds / forecast.step_s
+        table.add_row(part.name, duration_text(part.seconds), f"{share:.1%}")
+    table.add_section()
+    table.add_row("step", duration_text(forecast.step_s), "100.0%", style="bold")
+    out.print(table)
+    per_gpu = forecast.tokens_per_s / forecast.num_ranks
+    out.print(
+        f"{count_text(forecast.num_tokens)} tokens a step, "
+        f"[bold]{count_text(forecast.tokens_per_s)} tokens/s[/bold], "
+        f"{count_text(per_gpu)} tokens/s/GPU, bubble {forecast.bubble_fraction:.1%}, "
+        f"constants: {forecast.evidence}"
+    )
+    out.print(f"MFU [bold]{_mfu_text(forecast)}[/bold]")
+    out.print(mfu_note(forecast), style="dim")
+
+
+def _mfu_text(forecast: "Forecast") -> str:
+    from trimtab.core.units import flop_rate_text
+
+    if forecast.mfu is None or forecast.peak_flop_per_s is None:
+        return "-"
+    peak = flop_rate_text(forecast.peak_flop_per_s)
+    return f"{forecast.mfu:.1%} of the dense {forecast.precision} peak, {peak} a GPU"
+
+
+def _memory_table(job_plan: "JobPlan") -> "Table":
+    from trimtab.core.units import memory_text
+
+    columns = ("weights", "gradients", "optimizer", "activations", "workspace", "total")
+    title = "Memory of the fullest rank of each stage"
+    names = [f"{name} >" for name in (*columns, "of")]
+    table = _table(title, "stage", "layers >", *names, "verdict")
+    stages = job_plan.forecast.memory
+    for stage in stages[:_SHOWN_STAGES]:
+        amounts = [getattr(stage, f"{name}_bytes") for name in (*columns, "capacity")]
+        table.add_row(
+            str(stage.stage),
+            str(job_plan.placement.stage_layers[stage.stage]),
+            *(memory_text(amount) for amount in amounts),
+            _verdict_text(stage),
+        )
+    if len(stages) > _SHOWN_STAGES:
+        table.caption = f"... and {len(stages) - _SHOWN_STAGES} more stages; --json has all"
+    return table
+
+
+def _verdict_text(stage: "StageMemory | Forecast") -> str:
+    style = _VERDICT_STYLES[stage.verdict]
+    return f"[{style}]{stage.verdict}[/{style}]"
+
+
+def _alternatives_table(job_plan: "JobPlan") -> "Table":
+    from trimtab.core.units import duration_text
+
+    table = _table("Next best layouts", "layout", "step >", "slower >", "MFU >", "memory")
+    best_s = job_plan.forecast.step_s
+    for entry in job_plan.alternatives[:_SHOWN_ALTERNATIVES]:
+        forecast = entry.forecast
+        table.add_row(
+            str(entry.layout),
+            duration_text(forecast.step_s),
+            f"{forecast.step_s / best_s - 1:+.1%}",
+            "-" if forecast.mfu is None else f"{forecast.mfu:.1%}",
+            _verdict_text(forecast),
+        )
+    return table
+
+
+def _show_rejected(out: "Console", job_plan: "JobPlan") -> None:
+    if not job_plan.rejected:
+        return
+    table = _table("Ruled out", "layout", "reason")
+    for rejected in job_plan.rejected[:_SHOWN_REJECTED]:
+        table.add_row(str(rejected.layout), rejected.reason)
+    rest = len(job_plan.rejected) - _SHOWN_REJECTED
+    if rest > 0:
+        table.caption = f"... and {rest} more; --json has them all"
+    out.print(table)
+
+
+def _table(title: str, *columns: str) -> "Table":
+    """A plain table; a column whose name ends in `>` is right-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for column in columns:
+        name, separator, _ = column.partition(" >")
+        table.add_column(name, justify="right" if separator else "left")
+    return table
