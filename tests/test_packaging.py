@@ -18,7 +18,16 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-COMMANDS: tuple[str, ...] = ("init", "doctor", "calibrate", "demo", "plan", "plan-step", "submit", "cancel")
+COMMANDS: tuple[str, ...] = (
+    "init",
+    "doctor",
+    "calibrate",
+    "demo",
+    "plan",
+    "plan-step",
+    "submit",
+    "cancel",
+)
 COMMANDS += ("status", "logs", "list", "dashboard", "report", "compare")
 PORTIONS = ("orchestrator", "planners", "launch", "monitor")
 PROFILE = {

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trimtab.orchestrator.cli.output import JsonOption, console, print_json
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from trimtab.core.plan import TimePart
     from trimtab.orchestrator.report import Comparison, PlanSummary, RunReport, TimeSummary
@@ -17,7 +18,7 @@ _BAR_WIDTH = 24
 
 def report(
     run: Annotated[str, typer.Argument(help=_RUN_HELP)],
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Summarize a run: losses, times, MFU, plans, goodput."""
     from trimtab.core import serde
@@ -25,13 +26,16 @@ def report(
     from trimtab.orchestrator.rundir import find_run
 
     summary = summarize(read_record(find_run(run)))
-    _show(serde.to_json(summary, indent=2) if json_output else report_table(summary))
+    if json:
+        print_json(serde.to_document(summary))
+        return
+    console().print(report_table(summary))
 
 
 def compare(
     first: Annotated[str, typer.Argument(help=_RUN_HELP)],
     second: Annotated[str, typer.Argument(help="The run to measure the first one against.")],
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Compare two runs step by step: speed and losses, on the same batches."""
     from trimtab.core import serde
@@ -41,14 +45,21 @@ def compare(
     comparison = reports.compare(
         reports.read_record(find_run(first)), reports.read_record(find_run(second))
     )
-    _show(serde.to_json(comparison, indent=2) if json_output else comparison_table(comparison))
+    if json:
+        print_json(serde.to_document(comparison))
+        return
+    console().print(comparison_table(comparison))
 
 
 def report_table(report: "RunReport") -> "RenderableType":
     """One run as a table of two columns, its step parts drawn as bars."""
-    table = _two_columns(f"{report.name}: {report.state}")
+    from rich.table import Table
+    from rich.text import Text
+
+    title = Text(f"{report.name}: {report.state}", style="bold")
+    table = Table(title=title, title_justify="left", show_header=False)
     for name, text in report_lines(report):
-        table.add_row(name, text)
+        table.add_row(name, Text(text))
     if report.times is not None:
         for part in report.times.parts:
             table.add_row(f"  {part.name}", _bar(part, report.times))
@@ -80,13 +91,14 @@ def comparison_table(comparison: "Comparison") -> "RenderableType":
     """Two runs side by side, and their ratio in words."""
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title="Step by step", title_justify="left", title_style="bold")
+    table = Table()
     for name in ("", *_labels(comparison)):
         table.add_column(name, overflow="fold")
     for label, first, second in _side_by_side(comparison):
-        table.add_row(label, first, second)
-    return Group(table, *comparison_sentences(comparison))
+        table.add_row(label, Text(first), Text(second))
+    return Group(table, *map(Text, comparison_sentences(comparison)))
 
 
 def comparison_sentences(comparison: "Comparison") -> list[str]:
@@ -205,18 +217,3 @@ def _bar(part: "TimePart", times: "TimeSummary") -> str:
     share = part.seconds / total_s if total_s else 0.0
     bar = "█" * round(share * _BAR_WIDTH)
     return f"{bar:<{_BAR_WIDTH}} {share:4.0%}  {duration_text(part.seconds)}"
-
-
-def _two_columns(title: str) -> "Table":
-    from rich.table import Table
-
-    return Table(title=title, title_justify="left", title_style="bold", show_header=False)
-
-
-def _show(content: "RenderableType") -> None:
-    from rich.console import Console
-
-    if isinstance(content, str):
-        typer.echo(content)
-    else:
-        Console(highlight=False, markup=False).print(content)
