@@ -196,18 +196,23 @@ def _plans_text(plans: "PlanSummary") -> str:
 
 
 def _side_by_side(comparison: "Comparison") -> list[tuple[str, str, str]]:
-    first, second = comparison.first, comparison.second
-    rows = [
-        ("run", first.handle, second.handle),
-        ("groups", first.grouping, second.grouping),
-        ("steps", _steps_text(first), _steps_text(second)),
-        ("loss", _loss_text(first), _loss_text(second)),
-    ]
-    if first.times is not None and second.times is not None:
-        rows.append(("step time", _times_text(first.times), _times_text(second.times)))
-    if first.plans is not None and second.plans is not None:
-        rows.append(("step plans", _plans_text(first.plans), _plans_text(second.plans)))
-    return rows
+    first, second = _figures(comparison.first), _figures(comparison.second)
+    return [(name, first[name], second[name]) for name in first if name in second]
+
+
+def _figures(report: "RunReport") -> dict[str, str]:
+    from trimtab.core.units import count_text, duration_text
+
+    figures = {"Run": report.handle, "Steps": _steps_text(report), "Loss": _loss_text(report)}
+    if (times := report.times) is not None:
+        figures["Median step"] = duration_text(times.median_step_s)
+        figures["P90 step"] = duration_text(times.p90_step_s)
+        figures["Tokens/s"] = count_text(times.tokens_per_s)
+        figures["MFU"] = "blank" if times.mfu is None else f"{times.mfu:.1%}"
+    if (plans := report.plans) is not None:
+        figures["Mixed degrees"] = f"{plans.mixed_fraction:.0%} of the steps"
+        figures["Waves a step"] = f"{plans.waves_per_step:.1f}"
+    return figures
 
 
 def _bar(part: "TimePart", times: "TimeSummary") -> str:
