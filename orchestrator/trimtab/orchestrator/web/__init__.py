@@ -1,0 +1,1 @@
+"""The dashboard: reads run directories and serves them as one live page."""

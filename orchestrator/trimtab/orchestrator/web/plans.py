@@ -1,0 +1,73 @@
+"""The plan of one step as the page draws it: groups over ranks and predicted time."""
+
+from typing import Any
+
+from trimtab.core.errors import TrimtabError
+from trimtab.core.events import StepPlanned
+from trimtab.core.job import Request
+from trimtab.core.plan import SequenceGroup
+from trimtab.core.profile import StepProfile
+
+
+def plan_document(
+    event: StepPlanned, *, request: Request, measured_s: float | None
+) -> dict[str, Any]:
+    """The plan with the predicted time of each group.
+
+    Args:
+        event: The plan and the lengths it is for.
+        request: Holds the profile that predicts; without one, waves are drawn equally long
+            and `seconds` is null.
+        measured_s: What the step took, once it has finished.
+    """
+    plan = event.plan
+    profile = request.job.profile
+    waves = [
+        _wave_document([_group_document(group, event, profile) for group in wave.groups])
+        for wave in plan.waves
+    ]
+    return {
+        "step": event.step,
+        "num_ranks": request.layout.group_ranks,
+        "waves": waves,
+        "predicted_s": plan.step_s,
+        "measured_s": measured_s,
+        "lower_bound_s": plan.lower_bound_s,
+        "method": plan.method,
+        "solve_s": plan.solve_s,
+        "reason": plan.reason,
+        "num_sequences": len(event.lengths),
+        "num_tokens": sum(event.lengths),
+        "longest": max(event.lengths, default=0),
+    }
+
+
+def _wave_document(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    times_s = [group["seconds"] for group in groups]
+    known = None not in times_s
+    return {"groups": groups, "seconds": max(times_s) if known else None}
+
+
+def _group_document(
+    group: SequenceGroup, event: StepPlanned, profile: StepProfile | None
+) -> dict[str, Any]:
+    lengths = [event.lengths[index] for index in group.sequences]
+    return {
+        "degree": group.degree,
+        "ranks": group.ranks,
+        "num_sequences": len(lengths),
+        "num_tokens": sum(lengths),
+        "longest": max(lengths),
+        "seconds": _group_s(lengths, group.degree, profile=profile),
+    }
+
+
+def _group_s(lengths: list[int], degree: int, *, profile: StepProfile | None) -> float | None:
+    if profile is None:
+        return None
+    from trimtab.planners.costs import group_s
+
+    try:
+        return group_s(lengths, degree, profile=profile)
+    except TrimtabError:
+        return None  # a degree the profile does not know has no predicted time
