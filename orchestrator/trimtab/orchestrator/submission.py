@@ -4,9 +4,11 @@ A prepared job holds the request exactly as a dry run prints it and `request.jso
 Nothing exists on disk until it is submitted.
 """
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -168,6 +170,29 @@ def submit_job(
 def resume_job(run: RunDir, overrides: Sequence[str] = ()) -> RunDir:
     """Prepare and submit the next attempt of a run; see `prepare_resume`."""
     return submit_prepared(prepare_resume(run, overrides))
+
+
+def cancel_run(run: RunDir) -> RunState:
+    """Ask a run's controller to end it cleanly; asked twice, it ends at once.
+
+    Returns:
+        The state before; where that is final, nothing was done.
+
+    Raises:
+        InputError: The run is still starting, or runs on another machine.
+    """
+    state = run.observed(time.time())
+    if state.state.is_final:
+        return state
+    if state.controller is None:
+        raise InputError(f"{run.handle} is still starting; try again in a moment")
+    if not state.controller.is_here:
+        raise InputError(
+            f"{run.handle} runs on the machine {state.controller.host!r}; cancel it there"
+        )
+    with contextlib.suppress(ProcessLookupError):  # it may have ended just now
+        os.kill(state.controller.pid, signal.SIGTERM)
+    return state
 
 
 def resumed_job(job: JobSpec, overrides: Sequence[str]) -> JobSpec:

@@ -1,0 +1,100 @@
+"""`trimtab logs`: what the ranks of a run have printed."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from trimtab.orchestrator.rundir import RunDir
+
+_POLL_S: Final = 0.2
+
+
+def logs(
+    handle: Annotated[
+        str,
+        typer.Argument(help="local://ID, an id, the beginning of one, or a run directory."),
+    ],
+    rank: Annotated[
+        int | None, typer.Option("--rank", "-r", help="Only this rank's log.")
+    ] = None,
+    controller: Annotated[
+        bool, typer.Option("--controller", help="The controller's log instead.")
+    ] = False,
+    tail: Annotated[
+        int | None,
+        typer.Option(
+            "--tail",
+            "-n",
+            min=0,
+            help="Only the last N lines of each log.",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")
+    ] = False,
+) -> int:
+    """Print what the ranks have written; the exit code tells the job's state, as in status."""
+    from trimtab.orchestrator.cli.states import status_code
+    from trimtab.orchestrator.rundir import find_run
+
+    run = find_run(handle)
+    paths = _paths(run, rank=rank, controller=controller)
+    readers = [_Reader(name, path, tail=tail) for name, path in paths.items()]
+    for reader in readers:
+        reader.print_new(with_header=len(readers) > 1)
+    while follow and not run.observed(time.time()).state.is_final:
+        time.sleep(_POLL_S)
+        for reader in readers:
+            reader.print_new(with_header=len(readers) > 1)
+    return status_code(run.observed(time.time()).state)
+
+
+def _paths(run: "RunDir", *, rank: int | None, controller: bool) -> dict[str, Path]:
+    from trimtab.core.errors import InputError
+
+    if controller:
+        return {"controller": run.controller_log}
+    num_ranks = run.state().num_ranks
+    if rank is None:
+        return {f"rank {number}": run.rank_log(number) for number in range(num_ranks)}
+    if not 0 <= rank < num_ranks:
+        raise InputError(f"--rank: the job has ranks 0 to {num_ranks - 1}, got {rank}")
+    return {f"rank {rank}": run.rank_log(rank)}
+
+
+class _Reader:
+    """Prints what is new in one log, whole lines only while the log grows."""
+
+    def __init__(self, name: str, path: Path, *, tail: int | None) -> None:
+        self._name = name
+        self._path = path
+        self._tail = tail
+        self._offset = 0
+
+    def print_new(self, *, with_header: bool) -> None:
+        """Print what was written since the last call, under the log's name if asked."""
+        try:
+            with self._path.open("rb") as file:
+                text = self._read(file)
+        except FileNotFoundError:
+            return
+        if not text:
+            return
+        if with_header:
+            sys.stdout.write(f"==> {self._name} <==\n")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def _read(self, file: BinaryIO) -> str:
+        file.seek(self._offset)
+        data = file.read()
+        self._offset += len(data)
+        lines = data.decode(errors="replace").splitlines(keepends=True)
+        if self._tail is not None:
+            lines = lines[-self._tail :] if self._tail else []
+            self._tail = None
+        return "".join(lines)
