@@ -12,6 +12,8 @@ if TYPE_CHECKING:
         load_profile,
         plan,
         plan_step,
+        prepare,
+        resume,
         submit,
     )
 
@@ -23,6 +25,8 @@ __all__ = [
     "load_profile",
     "plan",
     "plan_step",
+    "prepare",
+    "resume",
     "submit",
 ]
 

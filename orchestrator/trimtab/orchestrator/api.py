@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trimtab.core.batch import BatchProfile
 from trimtab.core.errors import InputError
-from trimtab.core.job import DataSpec, JobHandle, JobSpec
+from trimtab.core.job import DataSpec, JobHandle, JobSpec, Request
 from trimtab.core.plan import JobPlan, Layout, StepPlan
 from trimtab.core.profile import StepProfile
 from trimtab.orchestrator.config import (
@@ -39,6 +39,8 @@ __all__ = [
     "plan",
     "plan_step",
     "planning_batch",
+    "prepare",
+    "resume",
     "submit",
 ]
 
@@ -125,21 +127,46 @@ def best_uniform_step(
     return min(plans, key=lambda step: step.step_s, default=None)
 
 
-def submit(job: JobSpec, *, dry_run: bool = False, resume: str | None = None) -> JobHandle:
-    """Start a job on this machine and return at once.
-
-    Args:
-        job: What `load_job` returned.
-        dry_run: Prepare the request, start nothing, write nothing.
-        resume: Handle or id of a job to continue from its last checkpoint.
+def prepare(job: JobSpec) -> Request:
+    """What `submit` would start: a dry run; writes and starts nothing.
 
     Raises:
         InputError: The worker cannot run such a job.
-        RunDirError: The job to resume is missing or of another version.
+        InfeasibleError: No layout fits.
     """
-    from trimtab.orchestrator import controller
+    from trimtab.orchestrator import submission
 
-    return controller.submit(job, dry_run=dry_run, resume=resume)
+    return submission.prepare_job(job).request
+
+
+def submit(job: JobSpec) -> JobHandle:
+    """Start a job on this machine and return once its controller is up.
+
+    Raises:
+        InputError: The worker cannot run such a job.
+        InfeasibleError: No layout fits.
+        JobFailedError: The controller did not come up.
+    """
+    from trimtab.orchestrator import submission
+
+    return submission.submit_job(job).handle
+
+
+def resume(handle: JobHandle | str, overrides: Sequence[str] = ()) -> JobHandle:
+    """Continue a finished, failed or cancelled job from its last checkpoint.
+
+    Args:
+        handle: Its handle or id.
+        overrides: `a.b=c` settings that may change in a run that goes on, such as
+            `training.num_steps=200`.
+
+    Raises:
+        InputError: The job is still running or complete, or an override is not allowed.
+        RunDirError: The job is missing, broken or of another version.
+    """
+    from trimtab.orchestrator import rundir, submission
+
+    return submission.resume_job(rundir.find_run(str(handle)), overrides).handle
 
 
 def load_lengths(

@@ -142,9 +142,7 @@ def _gpu(document: Any, *, path: str) -> GpuSpec:
         memory_bytes=round(section.memory_gib * units.GIB),
         memory_bytes_per_s=section.memory_gb_per_s * units.GB,
         peaks=tuple(
-            PeakRate(
-                precision=cast(Precision, precision), flop_per_s=tflop_per_s * units.TFLOP
-            )
+            PeakRate(precision=cast(Precision, precision), flop_per_s=tflop_per_s * units.TFLOP)
             for precision, tflop_per_s in peaks.items()
         ),
     )

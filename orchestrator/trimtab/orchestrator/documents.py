@@ -115,7 +115,7 @@ def step_plan_document(
 def _wave_document(
     wave: Wave, *, lengths: Sequence[int], profile: StepProfile, first_line: int
 ) -> _Document:
-    groups = []
+    groups: list[_Document] = []
     for group in wave.groups:
         group_lengths = [lengths[sequence] for sequence in group.sequences]
         groups.append(

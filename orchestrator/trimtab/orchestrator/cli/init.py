@@ -16,9 +16,7 @@ def init(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Where to put the files.")
     ] = Path(),
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite files that exist.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Write a commented job file and cluster file to start from."""

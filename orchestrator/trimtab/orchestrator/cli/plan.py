@@ -1,4 +1,4 @@
-"""`trimtab plan`: the layout of a job, what a step is forecast to cost, and what was ruled out."""
+"""`trimtab plan`: the layout of a job, its forecast, and what was ruled out."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,9 +57,7 @@ def plan(
     show_plan(console(), job, job_plan, batch_note=batch.note)
 
 
-def show_plan(
-    out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note: str
-) -> None:
+def show_plan(out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note: str) -> None:
     """Print a plan as tables."""
     from trimtab.core.units import count_text
 
