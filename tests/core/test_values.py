@@ -1,0 +1,145 @@
+"""What core values refuse, and what they derive."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trimtab.core.batch import BatchProfile
+from trimtab.core.cluster import ClusterSpec, GpuSpec, IslandLink, Link, NicSpec, NodeSpec
+from trimtab.core.errors import InfeasibleError, InputError, unknown_name_message
+from trimtab.core.job import DataSource, JobHandle, TrainingSpec
+from trimtab.core.plan import Layout, SequenceGroup, StageMemory, StagePath, StepPlan, Wave
+from trimtab.core.profile import DegreeBandwidth, StepProfile
+
+GPU = GpuSpec(name="gpu", memory_bytes=2**30, memory_bytes_per_s=1e12)
+LINK = Link(bytes_per_s=1e9, latency_s=0.0)
+SLOW = NicSpec(kind="ethernet", count=1, bytes_per_s=1e9, latency_s=1e-5)
+FAST = NicSpec(kind="infiniband", count=4, bytes_per_s=1e10, latency_s=1e-6)
+
+
+def _node(name: str, **changes: Any) -> NodeSpec:
+    return NodeSpec(
+        **{
+            "name": name,
+            "count": 2,
+            "gpu": GPU,
+            "gpus_per_node": 8,
+            "intra_node": LINK,
+            "nics": (SLOW, FAST),
+            "island": name,
+            **changes,
+        }
+    )
+
+
+def test_a_cluster_counts_gpus_nodes_and_islands() -> None:
+    cluster = ClusterSpec(name="c", nodes=(_node("b"), _node("a", island="b", count=1)))
+    assert (cluster.num_gpus, cluster.num_nodes, cluster.islands) == (24, 3, ("b",))
+    assert cluster.gpu_names == ("gpu",)
+
+
+def test_a_gpu_gets_its_share_of_the_fastest_nics() -> None:
+    assert _node("a").nic_link_per_gpu == Link(bytes_per_s=5e9, latency_s=1e-6)
+
+
+def _step_plan(step_s: float, lower_bound_s: float) -> StepPlan:
+    groups = (
+        SequenceGroup(ranks=(0, 1), sequences=(0,)),
+        SequenceGroup(ranks=(2,), sequences=(1,)),
+    )
+    return StepPlan(
+        waves=(Wave(groups=groups),),
+        paths=(StagePath(stages=(0,)),),
+        step_s=step_s,
+        lower_bound_s=lower_bound_s,
+        method="heuristic",
+        solve_s=0.0,
+        reason="",
+    )
+
+
+def test_the_gap_is_relative_to_the_bound() -> None:
+    plan = _step_plan(1.1, 1.0)
+    assert plan.gap_fraction == pytest.approx(0.1)
+    assert plan.degrees == (1, 2)
+
+
+@pytest.mark.parametrize(("used", "verdict"), [(92, "fits"), (93, "tight"), (101, "oom")])
+def test_memory_is_tight_above_92_percent(used: int, verdict: str) -> None:
+    stage = StageMemory(
+        stage=0,
+        weights_bytes=used,
+        gradients_bytes=0,
+        optimizer_bytes=0,
+        activations_bytes=0,
+        workspace_bytes=0,
+        capacity_bytes=100,
+    )
+    assert stage.verdict == verdict
+
+
+def test_a_profile_knows_degree_one_without_a_bandwidth() -> None:
+    profile = StepProfile(
+        name="p",
+        num_gpus=8,
+        gpus_per_node=8,
+        quadratic_s=0.0,
+        linear_s=1e-6,
+        fixed_s=0.0,
+        alltoall_bytes_per_token=1.0,
+        bandwidths=(DegreeBandwidth(degree=2, bytes_per_s=5.0),),
+        token_cap=10,
+    )
+    assert profile.degrees == (1, 2)
+    assert profile.bytes_per_s(1) == float("inf")
+    with pytest.raises(InfeasibleError, match=r"degree 4 is not in the profile 'p'"):
+        profile.bytes_per_s(4)
+
+
+def test_a_handle_reads_back() -> None:
+    handle = JobHandle(scheduler="local", job_id="20261120-161500-demo")
+    assert JobHandle.parse(str(handle)) == handle
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: BatchProfile(lengths=()), "lengths: expected at least one entry"),
+        (lambda: BatchProfile(lengths=(3, 0)), "lengths[1]: expected a whole number >= 1"),
+        (lambda: Layout(zero=4), "layout.zero: expected 0 to 3, got 4"),
+        (lambda: JobHandle.parse("demo"), "expected the form local://ID, got 'demo'"),
+        (lambda: JobHandle.parse("slurm://1"), "unknown value 'slurm'"),
+        (lambda: JobHandle.parse("local://../x"), "is not a job id"),
+        (lambda: DataSource(path="x", weight=-1.0), "weight: expected a finite number > 0"),
+        (lambda: DataSource(path="x", format="json"), "did you mean 'jsonl'?"),  # type: ignore[arg-type]
+        (lambda: TrainingSpec(num_steps=0, global_batch_seqs=1), "training.num_steps"),
+        (lambda: Wave(groups=(SequenceGroup(ranks=(0,), sequences=(0,)),) * 2), "disjoint"),
+        (lambda: Link(bytes_per_s=float("nan"), latency_s=0.0), "link.gb_per_s"),
+        (lambda: IslandLink(islands=("a", "a"), link=LINK), "expected two different islands"),
+        (
+            lambda: ClusterSpec(name="c", nodes=(_node("a"), _node("a"))),
+            "the name 'a' is used twice",
+        ),
+        (
+            lambda: ClusterSpec(
+                name="c",
+                nodes=(_node("left"), _node("right")),
+                links=(IslandLink(islands=("left", "rigth"), link=LINK),),
+            ),
+            "did you mean 'right'?",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_clear_line(
+    build: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        build()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_far_from_all_lists_them() -> None:
+    message = unknown_name_message("key", "zzz", ["b", "a"])
+    assert message == "unknown key 'zzz'; expected one of a, b"
