@@ -20,7 +20,7 @@ LONG_DOCUMENTS: tuple[str, ...] = get_args(LongDocuments)
 Decay = Literal["constant", "linear", "cosine"]
 DECAYS: tuple[str, ...] = get_args(Decay)
 
-Grouping = Literal["planned", "uniform"]
+Grouping = Literal["planned", "uniform", "probe"]
 GROUPINGS: tuple[str, ...] = get_args(Grouping)
 
 SchedulerName = Literal["local"]
@@ -112,6 +112,7 @@ class StepPlanningSpec:
     """How each step's sequence groups are chosen."""
 
     grouping: Grouping = "planned"
+    """`uniform`: one degree for all; `probe`: degrees in turn, for their costs to be fitted."""
     uniform_degree: int | None = None
     """The one degree of `grouping: uniform`; None: the smallest that holds every sequence."""
     token_cap: int | None = None

@@ -2,9 +2,9 @@
 
 A group's documents are packed one after the other into one stream of `T` tokens, padded to a
 multiple of the degree, of which each rank holds a contiguous `t = T / degree`. Everything but
-attention works on single tokens and needs no more. For attention an all-to-all trades tokens for
-heads: each rank gets all `T` tokens of `H / degree` heads, attends within each document, and a
-second all-to-all trades back.
+attention works on single tokens and needs no more. For attention an all-to-all trades tokens
+for heads: each rank gets all `T` tokens of `H / degree` heads, attends within each document,
+and a second all-to-all trades back.
 
 Dimensions: t tokens of a rank, T tokens of the group, H query heads, K key-value heads,
 D elements of a head, G ranks of the group.
@@ -13,21 +13,21 @@ Source: DeepSpeed-Ulysses, arXiv:2309.14509.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812  the name everyone knows
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.module import MegatronModule
 
 from trimtab.launch.runtime.clock import StepClock
+from trimtab.launch.runtime.megatron import MegatronModule, PackedSeqParams
 
 
 @dataclass
 class GroupPacking(PackedSeqParams):  # type: ignore[misc]  # megatron-core is untyped
-    """One rank's share of a packed sequence group; Megatron hands it on to the attention core."""
+    """One rank's share of a packed group; Megatron hands it on to the attention core."""
 
     qkv_format: str = "thd"
     document_lengths: tuple[int, ...] = ()
@@ -99,7 +99,7 @@ def attend_documents(
     value_TKD: torch.Tensor,
     lengths: tuple[int, ...],
 ) -> torch.Tensor:
-    """Causal attention of each document to itself; tokens past the last one come out as zero."""
+    """Causal attention of each document to itself; tokens past the last come out as zero."""
     padding = query_THD.size(0) - sum(lengths)
     pieces = [
         _attend_document(q, k, v)
@@ -135,14 +135,14 @@ def _attend_shared(
     key, value = (x.repeat_interleave(copies, dim=1) for x in (key_tKD, value_tKD))
     heads = query_tHD.size(1) // degree
     key_heads = key.size(1) // degree
-    # One all-to-all for the three: each rank's slice of query, key and value heads side by side.
+    # One all-to-all for the three: a rank's query, key and value heads side by side.
     joint_tGHD = torch.cat(
         [x.unflatten(1, (degree, -1)) for x in (query_tHD, key, value)], dim=2
     )
-    joint_THD = _TokensToHeads.apply(joint_tGHD, packing.group, packing.clock)
+    joint_THD = _tokens_to_heads(joint_tGHD, packing.group, packing.clock)
     q, k, v = joint_THD.split((heads, key_heads, key_heads), dim=1)
     out_THD = attend_documents(q, k, v, packing.document_lengths)
-    out_tGHD = _HeadsToTokens.apply(out_THD, packing.group, packing.clock)
+    out_tGHD = _heads_to_tokens(out_THD, packing.group, packing.clock)
     return out_tGHD.flatten(1, 2)
 
 
@@ -170,6 +170,10 @@ class _HeadsToTokens(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_tGhD: torch.Tensor) -> Any:
         return _gather_tokens(grad_tGhD, ctx.group, ctx.clock), None, None
+
+
+_tokens_to_heads: Callable[..., torch.Tensor] = _TokensToHeads.apply
+_heads_to_tokens: Callable[..., torch.Tensor] = _HeadsToTokens.apply
 
 
 def _gather_tokens(x_tGhD: torch.Tensor, group: Any, clock: StepClock) -> torch.Tensor:

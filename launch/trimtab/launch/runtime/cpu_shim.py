@@ -16,13 +16,13 @@ import torch.distributed as dist
 
 _CPU = torch.device("cpu")
 _FACTORIES = (
-    "arange as_tensor empty empty_like eye full full_like linspace ones ones_like rand randint "
-    "randn tensor zeros zeros_like"
-).split()
+    *("arange", "as_tensor", "empty", "empty_like", "eye", "full", "full_like", "linspace"),
+    *("ones", "ones_like", "rand", "randint", "randn", "tensor", "zeros", "zeros_like"),
+)
 
 
 class _Stream:
-    """Stands for a CUDA stream or event: on a CPU everything has happened when a call returns."""
+    """Stands for a CUDA stream or event: on a CPU a call that returned has happened."""
 
     device = _CPU
     cuda_stream = 0
@@ -115,8 +115,8 @@ def _patch_tensor_methods() -> None:
     tensor: Any = torch.Tensor
     for name in ("cuda", "pin_memory"):
         setattr(tensor, name, lambda self, *_a, **_k: self)
-    tensor.record_stream = lambda self, *_a, **_k: None
-    torch.nn.Module.cuda = lambda self, *_a, **_k: self  # type: ignore[method-assign,assignment]
+    tensor.record_stream = lambda _self, *_a, **_k: None
+    torch.nn.Module.cuda = lambda self, *_a, **_k: self  # type: ignore[method-assign]
     tensor.to = _to_on_cpu(tensor.to)
     tensor.type = _type_as_cuda(tensor.type)
 

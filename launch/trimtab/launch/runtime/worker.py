@@ -1,0 +1,365 @@
+"""A rank's training run: receive each step's plan, execute exactly it, report.
+
+    receive plan -> for each wave with a group of mine: pack, forward, backward
+                 -> sum loss over ranks -> sync gradients -> optimizer -> events
+
+The loss is the mean over all tokens of the global batch, whoever computed them: each rank
+scales the sum of its token losses by one over the batch's tokens, and gradients are summed.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from trimtab.core.errors import NoRestartError
+from trimtab.core.events import (
+    Alert,
+    CheckpointSaved,
+    EvaluationFinished,
+    RankStarted,
+    RunResumed,
+    StepFinished,
+    StepPlanned,
+    StepSummarized,
+)
+from trimtab.core.job import JobSpec
+from trimtab.core.plan import Layout, SequenceGroup, StepPlan
+from trimtab.launch.plans import StepPlans
+from trimtab.launch.runtime import checkpoint
+from trimtab.launch.runtime.batches import BatchSampler, SequenceSet, open_corpus
+from trimtab.launch.runtime.clock import StepClock
+from trimtab.launch.runtime.documents import Int64Array
+from trimtab.launch.runtime.engine_megatron import GroupShare, MegatronEngine
+from trimtab.launch.runtime.groups import GroupCache
+from trimtab.launch.runtime.packing import pack_share
+from trimtab.launch.runtime.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankContext:
+    """Which rank this process is, and where the others are found."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    rendezvous: str
+    """A torch.distributed init method: `file:///...` or `tcp://...`."""
+
+
+def run_rank(
+    job: JobSpec,
+    layout: Layout,
+    *,
+    context: RankContext,
+    run_dir: Path,
+    plans: StepPlans | None,
+    telemetry: Telemetry,
+    stop_asked: Callable[[], bool],
+) -> None:
+    """Train until the last step, or until any rank is asked to stop; then save.
+
+    Args:
+        job: What to train.
+        layout: The degrees.
+        context: This rank among the others.
+        run_dir: Holds `checkpoints/`, where training resumes from if there are any.
+        plans: Rank 0's source of plans; None on the other ranks.
+        telemetry: Where events go.
+        stop_asked: Whether this rank was asked to stop; looked at between steps.
+
+    Raises:
+        InputError: The job cannot be run: data, model or checkpoint do not fit.
+        NoRestartError: Training has diverged; it would again.
+    """
+    _join(context)
+    try:
+        trainer = Trainer(
+            job, layout, context=context, run_dir=run_dir, plans=plans, telemetry=telemetry
+        )
+        trainer.train(stop_asked)
+    finally:
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """One rank's model, data and communicators."""
+
+    def __init__(
+        self,
+        job: JobSpec,
+        layout: Layout,
+        *,
+        context: RankContext,
+        run_dir: Path,
+        plans: StepPlans | None,
+        telemetry: Telemetry,
+    ) -> None:
+        """Open the data, build the model, load the newest checkpoint; collective."""
+        self._job, self._rank, self._plans = job, context.rank, plans
+        self._telemetry = telemetry
+        self._checkpoints = run_dir / "checkpoints"
+        self._clock = StepClock()
+        self._corpus = open_corpus(
+            job.data,
+            seed=job.training.seed,
+            model_vocab=job.model.vocab,
+            cache_dir=run_dir / "tokens",
+        )
+        self._sampler = BatchSampler(
+            self._corpus,
+            seed=job.training.seed,
+            global_batch_seqs=job.training.global_batch_seqs,
+        )
+        self.engine = MegatronEngine(
+            job.model, layout, training=job.training, clock=self._clock
+        )
+        self._groups = GroupCache(range(layout.group_ranks))
+        self._report_start(context)
+        self.finished_steps = self._restore()
+        self._saved_step = self.finished_steps
+
+    def train(self, stop_asked: Callable[[], bool]) -> None:
+        """Run the steps that are left, evaluating and saving as the job says."""
+        training, every = self._job.training, self._job.checkpoint.every_steps
+        self._prefetch(range(self.finished_steps + 1, self._last_prefetch_step + 1))
+        stopping = self._any_rank(stop_asked())
+        while self.finished_steps < training.num_steps and not stopping:
+            stopping = self._train_step(self.finished_steps + 1, stop_asked)
+            evaluate_every = training.evaluate_every_steps
+            if evaluate_every and self.finished_steps % evaluate_every == 0:
+                self._evaluate()
+            if every and self.finished_steps % every == 0:
+                self._save()
+        if self._saved_step < self.finished_steps:
+            self._save()
+
+    def _train_step(self, step: int, stop_asked: Callable[[], bool]) -> bool:
+        """One step; returns whether any rank was asked to stop."""
+        self._telemetry.progress(step, lambda: self._clock.doing)
+        self._clock.start(num_waves=0)
+        batch = self._sampler.batch(step - 1)
+        lengths = self._sampler.batch_lengths(step - 1)
+        plan = self._receive_plan(step, lengths)
+        self._clock.expect_waves(len(plan.waves))
+        self._groups.prepare(plan)
+        self.engine.zero_gradients()
+        num_tokens, my_tokens = sum(lengths), 0
+        loss = torch.zeros(2, dtype=torch.float64)
+        for index, group in self._my_groups(plan):
+            with self._clock.wave(index):
+                share, loss_sum = self._forward(group, self._corpus.train, batch)
+                with self._clock.part("backward"):
+                    (loss_sum / num_tokens).backward()
+            my_tokens += int(share.counts_t.sum())
+            loss[0] += loss_sum.detach().double().cpu()
+        loss[1] = float(stop_asked())
+        dist.all_reduce(loss)  # the slowest rank's arrival: whatever it takes is waiting
+        with self._clock.part("gradient sync"):
+            self.engine.sync_gradients()
+        with self._clock.part("optimizer"):
+            gradient_norm = self._update(step)
+        self.finished_steps = step
+        times = self._clock.finish()
+        now_s = time.time()
+        self._telemetry.emit(
+            StepFinished(
+                time_s=now_s,
+                step=step,
+                rank=self._rank,
+                step_s=times.step_s,
+                parts=times.parts,
+                num_tokens=my_tokens,
+                waves_s=times.waves_s,
+            )
+        )
+        if self._rank == 0:
+            self._telemetry.emit(
+                StepSummarized(
+                    time_s=now_s,
+                    step=step,
+                    loss=float(loss[0]) / num_tokens,
+                    num_tokens=num_tokens,
+                    model_flops=self._job.model.training_flops(lengths),
+                    step_s=times.step_s,
+                    gradient_norm=gradient_norm,
+                    learning_rate=self.engine.learning_rate,
+                )
+            )
+        return bool(loss[1])
+
+    def _forward(
+        self, group: SequenceGroup, sequences: SequenceSet, batch: Int64Array
+    ) -> tuple[GroupShare, torch.Tensor]:
+        with self._clock.part("data"):
+            share = pack_share(
+                group,
+                self._groups.get(group.ranks),
+                rank=self._rank,
+                sequences=sequences,
+                batch=batch,
+            )
+        with self._clock.part("forward"):
+            return share, self.engine.loss_sum(share)
+
+    def _update(self, step: int) -> float:
+        try:
+            return self.engine.step()
+        except FloatingPointError as error:
+            raise NoRestartError(
+                f"step {step}: {error}: training has diverged; lower training.learning_rate, "
+                "lengthen training.warmup_steps or set training.gradient_clip"
+            ) from error
+
+    def _receive_plan(self, step: int, lengths: Sequence[int]) -> StepPlan:
+        message: list[StepPlan | None] = [None]
+        if self._plans is not None:
+            self._prefetch([step + self._job.step_planning.lookahead_steps])
+            answer = self._plans.take(step, lengths)
+            if answer.late is not None:
+                self._alert(f"step {step}: {answer.late}", step=step)
+            message = [answer.plan]
+        dist.broadcast_object_list(message)
+        (plan,) = message
+        assert plan is not None
+        if self._rank == 0:
+            self._telemetry.emit(
+                StepPlanned(time_s=time.time(), step=step, plan=plan, lengths=tuple(lengths))
+            )
+        return plan
+
+    @property
+    def _last_prefetch_step(self) -> int:
+        return self.finished_steps + self._job.step_planning.lookahead_steps
+
+    def _prefetch(self, steps: Sequence[int]) -> None:
+        if self._plans is None:
+            return
+        for step in steps:
+            if step <= self._job.training.num_steps:
+                self._plans.prefetch(step, self._sampler.batch_lengths(step - 1))
+
+    def _my_groups(self, plan: StepPlan) -> Iterator[tuple[int, SequenceGroup]]:
+        for index, wave in enumerate(plan.waves):
+            for group in wave.groups:
+                if self._rank in group.ranks:
+                    yield index, group
+
+    def _evaluate(self) -> None:
+        """The mean loss over the tokens of the held-out batch."""
+        self._telemetry.progress(self.finished_steps, lambda: "evaluation")
+        batch = self._sampler.evaluation_batch(self._job.training.evaluation_seqs)
+        lengths = [int(self._corpus.held_out.lengths[index]) for index in batch]
+        message = [self._plans.fast(lengths) if self._plans is not None else None]
+        dist.broadcast_object_list(message)
+        (plan,) = message
+        assert plan is not None
+        self._groups.prepare(plan)
+        loss = torch.zeros(1, dtype=torch.float64)
+        with torch.no_grad():
+            for _, group in self._my_groups(plan):
+                _, loss_sum = self._forward(group, self._corpus.held_out, batch)
+                loss += loss_sum.double().cpu()
+        dist.all_reduce(loss)
+        if self._rank == 0:
+            self._telemetry.emit(
+                EvaluationFinished(
+                    time_s=time.time(),
+                    step=self.finished_steps,
+                    loss=float(loss) / sum(lengths),
+                    num_tokens=sum(lengths),
+                )
+            )
+
+    def _save(self) -> None:
+        self._telemetry.progress(self.finished_steps, lambda: "checkpoint")
+        began_s = time.monotonic()
+        saved = checkpoint.save(
+            self.engine,
+            self._checkpoints,
+            step=self.finished_steps,
+            keep=self._job.checkpoint.keep,
+        )
+        self._saved_step = self.finished_steps
+        if self._rank == 0:
+            self._telemetry.emit(
+                CheckpointSaved(
+                    time_s=time.time(),
+                    step=saved.step,
+                    path=str(saved.path),
+                    seconds=time.monotonic() - began_s,
+                    num_bytes=saved.num_bytes,
+                )
+            )
+
+    def _restore(self) -> int:
+        loaded = checkpoint.load_latest(self.engine, self._checkpoints)
+        for reason in loaded.passed_over:
+            self._alert(f"checkpoint passed over: {reason}", step=loaded.step)
+        if loaded.path is None:
+            if self._job.checkpoint.start_from is not None:
+                from trimtab.launch.runtime import huggingface
+
+                folder = Path(self._job.checkpoint.start_from)
+                huggingface.load_hugging_face(folder, self.engine.module, self._job.model)
+                self.engine.optimizer.reload_model_params()
+            return 0
+        if self._rank == 0:
+            self._telemetry.emit(
+                RunResumed(time_s=time.time(), step=loaded.step, path=str(loaded.path))
+            )
+        return loaded.step
+
+    def _report_start(self, context: RankContext) -> None:
+        name, peak, note = _device_peak(self._job, context)
+        self._telemetry.emit(
+            RankStarted(
+                time_s=time.time(),
+                rank=context.rank,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                device=name,
+                peak_flop_per_s=peak,
+                peak_note=note,
+            )
+        )
+
+    def _alert(self, message: str, *, step: int) -> None:
+        if self._rank == 0:
+            self._telemetry.emit(
+                Alert(time_s=time.time(), severity="warning", message=message, step=step)
+            )
+
+    def _any_rank(self, flag: bool) -> bool:
+        votes = torch.tensor(float(flag), dtype=torch.float64)
+        dist.all_reduce(votes)
+        return bool(votes)
+
+
+def _join(context: RankContext) -> None:
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(context.local_rank)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        init_method=context.rendezvous,
+        rank=context.rank,
+        world_size=context.world_size,
+    )
+
+
+def _device_peak(job: JobSpec, context: RankContext) -> tuple[str, float | None, str]:
+    """Name of this rank's device, its datasheet peak, and where that comes from."""
+    if not torch.cuda.is_available():
+        return "cpu", None, "the device is a CPU, which has no datasheet peak"
+    name = torch.cuda.get_device_name(context.local_rank)
+    gpu, precision = job.cluster.nodes[0].gpu, job.training.precision
+    peak = gpu.peak_flop_per_s(precision)
+    if peak is None:
+        return name, None, f"the cluster file gives {gpu.name} no {precision} peak"
+    return name, peak, f"{gpu.name} dense {precision}, from cluster {job.cluster.name!r}"

@@ -1,0 +1,99 @@
+"""What a launcher starts for every rank: `python -m trimtab.orchestrator.rank RUN_DIR`.
+
+Torch is imported in `main` only: children that megatron-core starts import this module too.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from trimtab.core import serde
+from trimtab.core.errors import ExitCode, TrimtabError
+from trimtab.core.events import Alert
+from trimtab.core.job import Request
+from trimtab.orchestrator.plan_ahead import PlanAhead
+from trimtab.orchestrator.step_planning import step_planner
+
+if TYPE_CHECKING:
+    from trimtab.launch.runtime.telemetry import Telemetry
+
+
+class StopSignal:
+    """Whether SIGTERM has come; the rank stops after the step under way."""
+
+    def __init__(self) -> None:
+        self.received = False
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        self.received = True
+
+
+def main() -> ExitCode:
+    """Run one rank to its end."""
+    run_dir = Path(sys.argv[1])
+    rank = int(os.environ["RANK"])
+    stop = StopSignal()
+    warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
+    from trimtab.launch.runtime.telemetry import TelemetrySender
+
+    request = serde.from_json(Request, (run_dir / "request.json").read_text(encoding="utf-8"))
+    telemetry = TelemetrySender(
+        os.environ["TRIMTAB_COLLECTOR"], token=os.environ["TRIMTAB_COLLECTOR_TOKEN"], rank=rank
+    )
+    try:
+        _run(request, rank=rank, run_dir=run_dir, telemetry=telemetry, stop=stop)
+    except TrimtabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        telemetry.emit(
+            Alert(time_s=time.time(), severity="critical", message=str(error), rank=rank)
+        )
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return ExitCode.JOB_FAILED
+    finally:
+        telemetry.close()
+    return ExitCode.OK
+
+
+def _run(
+    request: Request, *, rank: int, run_dir: Path, telemetry: "Telemetry", stop: StopSignal
+) -> None:
+    job, layout = request.job, request.layout
+    plans = None
+    if rank == 0:
+        planner = step_planner(job, layout)
+        plans = PlanAhead(planner, deadline_s=job.step_planning.deadline_s)
+    from trimtab.launch.runtime.worker import RankContext, run_rank
+
+    try:
+        run_rank(
+            job,
+            layout,
+            context=RankContext(
+                rank=rank,
+                world_size=int(os.environ["WORLD_SIZE"]),
+                local_rank=int(os.environ["LOCAL_RANK"]),
+                rendezvous=os.environ["TRIMTAB_RENDEZVOUS"],
+            ),
+            run_dir=run_dir,
+            plans=plans,
+            telemetry=telemetry,
+            stop_asked=lambda: stop.received,
+        )
+    finally:
+        if plans is not None:
+            plans.close()
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # gloo's threads may outlive a peer that was killed

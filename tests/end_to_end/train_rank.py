@@ -1,0 +1,137 @@
+"""One rank of a real training run with plans given beforehand: what the parity tests start.
+
+    python train_rank.py CONFIG.json    (RANK and WORLD_SIZE in the environment)
+
+Writes losses of all steps, gradient norms, and the gradients of the first step to
+`OUT/rank-N.json` and `OUT/gradients-N.pt`. `fault` breaks one thing on purpose, so that the tests
+can show that they would notice.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab.core import serde
+from trimtab.core.events import AnyEvent, EvaluationFinished, StepFinished, StepSummarized
+from trimtab.core.job import JobSpec
+from trimtab.core.plan import Layout, StepPlan
+from trimtab.launch.plans import PlanAnswer
+from trimtab.launch.runtime import attention, packing, worker
+
+
+class GivenPlans:
+    """Plans read from the configuration."""
+
+    def __init__(self, plans: Sequence[StepPlan]) -> None:
+        self._plans = plans
+
+    def prefetch(self, step: int, lengths: Sequence[int]) -> None: ...
+
+    def take(self, step: int, lengths: Sequence[int]) -> PlanAnswer:
+        return PlanAnswer(plan=self._plans[step - 1])
+
+    def fast(self, lengths: Sequence[int]) -> StepPlan:
+        return self._plans[-1]
+
+
+class Recorder:
+    """Keeps the events."""
+
+    def __init__(self) -> None:
+        self.events: list[AnyEvent] = []
+
+    def emit(self, event: AnyEvent) -> None:
+        self.events.append(event)
+
+    def progress(self, step: int, doing: Callable[[], str]) -> None: ...
+
+
+def main() -> None:
+    config = json.loads(Path(sys.argv[1]).read_text())
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    out = Path(config["out"])
+    torch.set_num_threads(1)
+    _break(config.get("fault"))
+    recorder = Recorder()
+    plans = [serde.from_document(StepPlan, plan) for plan in config["plans"]]
+    _record_first_gradients(out / f"gradients-{rank}.pt")
+    worker.run_rank(
+        serde.from_document(JobSpec, config["job"]),
+        Layout(dp=world_size),
+        context=worker.RankContext(
+            rank=rank, world_size=world_size, local_rank=rank, rendezvous=config["rendezvous"]
+        ),
+        run_dir=out,
+        plans=GivenPlans(plans) if rank == 0 else None,
+        telemetry=recorder,
+        stop_asked=lambda: False,
+    )
+    (out / f"rank-{rank}.json").write_text(json.dumps(_results(recorder.events)))
+
+
+def _results(events: Sequence[AnyEvent]) -> dict[str, Any]:
+    summaries = [event for event in events if isinstance(event, StepSummarized)]
+    finished = [event for event in events if isinstance(event, StepFinished)]
+    return {
+        "losses": [event.loss for event in summaries],
+        "gradient_norms": [event.gradient_norm for event in summaries],
+        "num_tokens": [event.num_tokens for event in finished],
+        "evaluations": [e.loss for e in events if isinstance(e, EvaluationFinished)],
+        "steps": [
+            {
+                "step_s": event.step_s,
+                "parts": {part.name: part.seconds for part in event.parts},
+                "waves_s": event.waves_s,
+            }
+            for event in finished
+        ],
+    }
+
+
+def _record_first_gradients(path: Path) -> None:
+    """Save the summed gradients of the first step, gathered from the shards of all ranks."""
+    original = worker.MegatronEngine.sync_gradients
+
+    def sync_gradients(engine: worker.MegatronEngine) -> None:
+        if not path.exists():
+            gradients = {
+                name: parameter.main_grad.clone()
+                for name, parameter in engine.module.named_parameters()
+            }
+            for gradient in gradients.values():
+                torch.distributed.all_reduce(gradient)
+            torch.save(gradients, path)
+        original(engine)
+
+    worker.MegatronEngine.sync_gradients = sync_gradients  # type: ignore[method-assign]
+
+
+def _break(fault: str | None) -> None:
+    if fault == "mask":  # attention sees the documents packed before
+        attend = attention.attend_documents
+        attention.attend_documents = lambda q, k, v, lengths: attend(q, k, v, (sum(lengths),))
+    elif fault == "position":  # positions do not start anew in each document
+        original = packing.pack_share
+
+        def shifted(*args: Any, **options: Any) -> Any:
+            share = original(*args, **options)
+            return replace(share, positions_t=torch.arange(len(share.positions_t)))
+
+        worker.pack_share = shifted  # type: ignore[attr-defined]
+    elif fault == "weighting":  # a mean over sequences instead of tokens
+        loss_sum = worker.MegatronEngine.loss_sum
+
+        def weighted(engine: worker.MegatronEngine, share: Any) -> torch.Tensor:
+            return loss_sum(engine, share) * (1 + 1 / len(share.document_lengths))
+
+        worker.MegatronEngine.loss_sum = weighted  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()
