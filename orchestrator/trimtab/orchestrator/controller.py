@@ -72,8 +72,10 @@ class Controller:
             self._course.note_earlier_checkpoint(earlier.step)
         self._num_cancels = 0
         self._stop: StopJob | None = None
+        self._asked_s: float | None = None
+        """When the ranks were asked to stop (wall clock)."""
         self._kill_at_s: float | None = None
-        """When the ranks' grace is over; None: they were not asked to stop."""
+        """When their grace is over (monotonic clock)."""
 
     def cancel(self) -> None:
         """Stop cleanly; called again, stop at once. Safe in a signal handler."""
@@ -96,7 +98,7 @@ class Controller:
         verdict = self._course.verdict(
             stop=self._stop,
             cancelled=self._num_cancels > 0,
-            stop_asked=self._kill_at_s is not None,
+            asked_s=self._asked_s,
         )
         self.finish(verdict)
         return verdict
@@ -130,8 +132,7 @@ class Controller:
                 self._stop_ranks(ranks, action, now_s=now_s)
         if self._num_cancels and self._kill_at_s is None:
             self._say("cancelling: the ranks write a checkpoint and end")
-            ranks.stop()
-            self._kill_at_s = now_s + CANCEL_GRACE_S
+            self._ask_to_stop(ranks, kill_at_s=now_s + CANCEL_GRACE_S)
         if self._num_cancels > 1 or (self._kill_at_s is not None and now_s > self._kill_at_s):
             ranks.kill()
 
@@ -144,8 +145,12 @@ class Controller:
         self._stop = action
         if self._kill_at_s is None:
             self._say(f"stopping: {action.reason}")
-            ranks.stop()
-            self._kill_at_s = now_s + FAILURE_GRACE_S
+            self._ask_to_stop(ranks, kill_at_s=now_s + FAILURE_GRACE_S)
+
+    def _ask_to_stop(self, ranks: RunningRanks, *, kill_at_s: float) -> None:
+        ranks.stop()
+        self._asked_s = time.time()
+        self._kill_at_s = kill_at_s
 
     def _record(self, events: Sequence[AnyEvent]) -> None:
         if not events:

@@ -79,7 +79,7 @@ def prepare_job(
         InfeasibleError: The model does not fit the cluster in a layout the worker can run.
     """
     root = (root or runs_root()).absolute()
-    handle = _new_handle(job.name, root=root)
+    handle = new_handle(job.name, root=root)
     launcher = launcher or launcher_of(handle)
     layout = job.layout or Layout(dp=job.num_ranks)
     run_dir = root / handle.job_id
@@ -167,9 +167,11 @@ def submit_job(
             continue
 
 
-def resume_job(run: RunDir, overrides: Sequence[str] = ()) -> RunDir:
+def resume_job(
+    run: RunDir, overrides: Sequence[str] = (), *, launcher: Launcher | None = None
+) -> RunDir:
     """Prepare and submit the next attempt of a run; see `prepare_resume`."""
-    return submit_prepared(prepare_resume(run, overrides))
+    return submit_prepared(prepare_resume(run, overrides, launcher=launcher))
 
 
 def cancel_run(run: RunDir) -> RunState:
@@ -231,7 +233,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:_SLUG_CHARS].rstrip("-") or "job"
 
 
-def _new_handle(name: str, *, root: Path, scheduler: SchedulerName = "local") -> JobHandle:
+def new_handle(name: str, *, root: Path, scheduler: SchedulerName = "local") -> JobHandle:
     """A handle that no run in `root` has yet."""
     first = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(name)}"
     job_id, number = first, 1

@@ -94,17 +94,19 @@ class Course:
             case _:
                 return
 
-    def verdict(self, *, stop: StopJob | None, cancelled: bool, stop_asked: bool) -> Verdict:
+    def verdict(
+        self, *, stop: StopJob | None, cancelled: bool, asked_s: float | None
+    ) -> Verdict:
         """The verdict, once no rank runs any more.
 
         Args:
             stop: What the monitor asked for, if it did.
             cancelled: A person asked for the end.
-            stop_asked: The ranks were sent SIGTERM, so that dying of it explains nothing.
+            asked_s: When the ranks were sent SIGTERM; how they end after it explains little.
         """
         if cancelled:
             return self._cancelled()
-        root = root_cause(self._exits, stop_asked=stop_asked)
+        root = root_cause(self._exits, asked_s=asked_s)
         if root is not None:
             return self._failed_by(root)
         if stop is not None:
@@ -163,24 +165,25 @@ class Course:
         )
 
 
-def root_cause(exits: Iterable[RankExited], *, stop_asked: bool) -> RankExited | None:
-    """The exit that explains the others, or None where every rank ended cleanly.
+def root_cause(exits: Iterable[RankExited], *, asked_s: float | None) -> RankExited | None:
+    """The exit that explains the others, or None where none failed unasked.
 
     Among the failures within `SAME_MOMENT_S` of the first: one that does not speak of a lost
     connection before one that does, then a signal before an exit code, then the earlier.
 
     Args:
         exits: In the order they were seen.
-        stop_asked: The ranks were sent SIGTERM: dying of that is no cause.
+        asked_s: When the ranks were sent SIGTERM, on the clock of the exits; None: never.
     """
-    failures = [
-        event
-        for event in exits
-        if event.exit_code != 0 and not (stop_asked and event.signal == "SIGTERM")
-    ]
-    if not failures:
+    failures = [event for event in exits if event.exit_code != 0]
+    if not failures or (asked_s is not None and failures[0].time_s > asked_s):
         return None
-    moment = [event for event in failures if event.time_s - failures[0].time_s <= SAME_MOMENT_S]
+    moment = [
+        event
+        for event in failures
+        if event.time_s - failures[0].time_s <= SAME_MOMENT_S
+        and not (asked_s is not None and event.time_s > asked_s and event.signal == "SIGTERM")
+    ]
     return min(moment, key=lambda event: (_is_victim(event), event.signal is None))
 
 

@@ -1,0 +1,163 @@
+"""A small job, its plan, and runs whose ranks are `tests/data/ranks/rank_program.py`."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trimtab.core.cluster import ClusterSpec, GpuSpec, Link, NicSpec, NodeSpec
+from trimtab.core.job import DataSource, DataSpec, JobSpec, TelemetrySpec, TrainingSpec
+from trimtab.core.model import ModelSpec
+from trimtab.core.plan import Forecast, JobPlan, Layout, Placement, StageMemory, TimePart
+from trimtab.launch.local import LocalLauncher
+from trimtab.orchestrator import submission
+from trimtab.orchestrator.rundir import RunDir, RunState
+from trimtab.orchestrator.submission import PreparedJob
+
+RANK_PROGRAM = Path(__file__).parents[1] / "data" / "ranks" / "rank_program.py"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the run directories."""
+    root = tmp_path / "runs"
+    monkeypatch.setenv("TRIMTAB_RUNS_DIR", str(root))
+    return root
+
+
+@pytest.fixture
+def small_job() -> JobSpec:
+    node = NodeSpec(
+        name="laptop",
+        count=1,
+        gpu=GpuSpec(name="cpu", memory_bytes=2**34, memory_bytes_per_s=1e10),
+        gpus_per_node=128,
+        intra_node=Link(bytes_per_s=1e9, latency_s=1e-5),
+        nics=(NicSpec(kind="loopback", count=1, bytes_per_s=1e9, latency_s=1e-5),),
+        island="laptop",
+    )
+    model = ModelSpec(
+        name="tiny",
+        num_layers=2,
+        hidden=32,
+        ffn_hidden=64,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=8,
+        vocab=256,
+        max_seq_tokens=128,
+    )
+    return JobSpec(
+        name="small",
+        model=model,
+        cluster=ClusterSpec(name="laptop", nodes=(node,)),
+        num_ranks=3,
+        data=DataSpec(sources=(DataSource(path="stdlib:"),), max_seq_tokens=128),
+        training=TrainingSpec(num_steps=6, global_batch_seqs=4, precision="fp32"),
+        telemetry=TelemetrySpec(silent_rank_s=1.5),
+    )
+
+
+@pytest.fixture
+def small_plan() -> JobPlan:
+    memory = StageMemory(
+        stage=0,
+        weights_bytes=1,
+        gradients_bytes=1,
+        optimizer_bytes=1,
+        activations_bytes=1,
+        workspace_bytes=1,
+        capacity_bytes=100,
+    )
+    return JobPlan(
+        layout=Layout(dp=3),
+        placement=Placement(rank_nodes=("laptop",) * 3, stage_layers=(2,)),
+        forecast=Forecast(
+            step_s=0.1,
+            parts=(TimePart(name="compute", seconds=0.1),),
+            num_tokens=400,
+            model_flops=1e6,
+            memory=(memory,),
+            precision="fp32",
+            peak_flop_per_s=None,
+            num_ranks=3,
+            bubble_fraction=0.0,
+            evidence="analytic",
+        ),
+        alternatives=(),
+        rejected=(),
+        reason="the only one",
+    )
+
+
+Prepare = Callable[..., PreparedJob]
+Start = Callable[..., RunDir]
+
+
+@pytest.fixture
+def prepare(small_job: JobSpec, small_plan: JobPlan, runs: Path) -> Prepare:
+    """`prepare(behaviour, name=..., num_steps=...)`: a job of rank programs."""
+
+    def prepare(
+        behaviour: str = "-", *, name: str = "small", num_steps: int = 6
+    ) -> PreparedJob:
+        training = replace(small_job.training, num_steps=num_steps)
+        job = replace(small_job, name=name, training=training)
+        handle = submission.new_handle(name, root=runs)
+        request = rank_programs(behaviour).prepare(
+            job, layout=small_plan.layout, handle=handle, run_dir=runs / handle.job_id
+        )
+        return PreparedJob(request=request, plan=small_plan)
+
+    return prepare
+
+
+@pytest.fixture
+def start(prepare: Prepare) -> Iterator[Start]:
+    """`start(behaviour, ...)`: a submitted run; its controller is ended with the test."""
+    started: list[RunDir] = []
+
+    def start(behaviour: str = "-", **settings: object) -> RunDir:
+        run = submission.submit_prepared(prepare(behaviour, **settings))
+        started.append(run)
+        return run
+
+    yield start
+    for run in started:
+        controller = run.state().controller
+        if controller is not None and controller.is_alive:
+            os.kill(controller.pid, signal.SIGTERM)
+            os.kill(controller.pid, signal.SIGTERM)
+
+
+def rank_programs(behaviour: str = "-") -> LocalLauncher:
+    return LocalLauncher(argv=(sys.executable, str(RANK_PROGRAM), behaviour), num_cores=2)
+
+
+@pytest.fixture
+def ended() -> Callable[[RunDir], RunState]:
+    """`ended(run)`: the state it ends in, waited for."""
+
+    def ended(run: RunDir) -> RunState:
+        while not (state := run.observed(time.time())).state.is_final:
+            time.sleep(0.05)
+        return state
+
+    return ended
+
+
+@pytest.fixture
+def appeared() -> Callable[[Path], Path]:
+    """`appeared(path)`: `path`, once it is there."""
+
+    def appeared(path: Path) -> Path:
+        while not path.exists():
+            time.sleep(0.02)
+        return path
+
+    return appeared
