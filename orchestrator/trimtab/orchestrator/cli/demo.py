@@ -1,0 +1,174 @@
+"""`trimtab demo`: the whole path on this machine, from measuring it to comparing runs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trimtab.core.errors import ExitCode, JobFailedError
+from trimtab.orchestrator.cli.output import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trimtab.core.job import JobSpec
+    from trimtab.core.profile import StepProfile
+    from trimtab.orchestrator.demo import DemoForecast
+    from trimtab.orchestrator.report import Comparison
+    from trimtab.orchestrator.rundir import RunDir
+
+_INTERRUPTED = 130
+
+
+def demo(
+    steps: Annotated[int, typer.Option(help="Steps of each of the two runs.")] = 40,
+    ranks: Annotated[int, typer.Option(help="Processes to train on.")] = 4,
+    runs_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the runs are kept; by default as for all runs."),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """Plan, train and compare on this machine: planned groups against one degree for all.
+
+    A model of a million parameters learns Python from the sources of the standard library,
+    twice on the same batches. Takes some minutes and no GPU.
+    """
+    from rich.console import Console
+
+    from trimtab.core import serde
+    from trimtab.orchestrator.demo import demo_job
+    from trimtab.orchestrator.rundir import runs_root
+
+    out = Console(stderr=json, highlight=False, markup=False)
+    root = (runs_dir or runs_root()).absolute()
+    try:
+        comparison = _run(demo_job(num_steps=steps, num_ranks=ranks), root=root, out=out)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    if json:
+        print_json(serde.to_document(comparison))
+    return ExitCode.OK
+
+
+def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
+    from trimtab.orchestrator import demo, report
+
+    _heading(out, 1, "Measure what sequence groups cost on this machine, about a minute")
+    job = replace(job, profile=_calibrate(job, root=root, out=out))
+
+    _heading(out, 2, "Plan: the batches are known, so their steps can be forecast")
+    batches = demo.batches(job)
+    longest = max(max(lengths) for lengths in batches)
+    uniform = demo.uniform_job(job, longest_tokens=longest)
+    forecast = demo.forecast(job, uniform=uniform, batches=batches)
+    for line in _forecast_lines(forecast):
+        out.print(line, soft_wrap=True)
+
+    _heading(out, 3, "Train with planned groups")
+    planned_run = _train(job, batches=batches, root=root, out=out)
+    _heading(out, 4, "Train on the same batches, every group of one degree")
+    uniform_run = _train(uniform, batches=batches, root=root, out=out)
+
+    _heading(out, 5, "Compare")
+    comparison = report.compare(
+        report.read_record(planned_run), report.read_record(uniform_run)
+    )
+    _show_summary(out, comparison, forecast=forecast)
+    return comparison
+
+
+def _calibrate(job: "JobSpec", *, root: Path, out: "Console") -> "StepProfile":
+    from trimtab.orchestrator.calibrate import calibrate
+
+    return calibrate(job, root=root, console=out)
+
+
+def _train(
+    job: "JobSpec", *, batches: tuple[tuple[int, ...], ...], root: Path, out: "Console"
+) -> "RunDir":
+    """Submit a job, show it until it ends, and stop it where the user interrupts."""
+    from trimtab.orchestrator import api, demo, submission
+    from trimtab.orchestrator.cli import progress
+
+    prepared = submission.prepare_job(job, root=root)
+    plan = api.plan(job, lengths=demo.typical_batch(batches))
+    plan = replace(plan, layout=prepared.request.layout)
+    run = submission.submit_prepared(replace(prepared, plan=plan))
+    exit_code = progress.follow(run, console=out)
+    if exit_code == progress.INTERRUPTED:
+        submission.cancel_run(run)
+        out.print(f"cancelled {run.handle}")
+        raise KeyboardInterrupt
+    if exit_code != ExitCode.OK:
+        raise JobFailedError(f"the demo's run {run.handle} failed; see {run.path}")
+    return run
+
+
+def _heading(out: "Console", number: int, text: str) -> None:
+    out.print(f"\n[{number}/5] {text}", style="bold cyan")
+
+
+def _forecast_lines(forecast: "DemoForecast") -> Iterator[str]:
+    from trimtab.core.units import count_text, duration_text
+
+    yield (
+        f"{forecast.num_steps} steps of {forecast.num_sequences} sequences, "
+        f"{forecast.shortest_tokens} to {forecast.longest_tokens} tokens long (median "
+        f"{forecast.median_tokens}), {count_text(forecast.tokens_per_step)} tokens a step"
+    )
+    yield f"the first step's groups: {forecast.first_step}"
+    yield (
+        f"planned groups: {duration_text(forecast.planned_step_s)} a step (median), mixed "
+        f"degrees in {forecast.mixed_fraction:.0%} of the steps"
+    )
+    yield (
+        f"groups of {forecast.uniform_degree}, the least that hold every sequence: "
+        f"{duration_text(forecast.uniform_step_s)} a step, {forecast.ratio:.2f} times as long"
+    )
+
+
+def _show_summary(
+    out: "Console", comparison: "Comparison", *, forecast: "DemoForecast"
+) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False)
+    for name, text in _summary(comparison, forecast=forecast):
+        table.add_row(name, Text(text, overflow="fold"))
+    out.print(table)
+
+
+def _summary(
+    comparison: "Comparison", *, forecast: "DemoForecast"
+) -> Iterator[tuple[str, str]]:
+    from trimtab.orchestrator.cli import report as lines
+
+    planned, uniform = comparison.first, comparison.second
+    yield "Planned / uniform", _ratio_text(comparison, forecast=forecast)
+    yield "Same training", _sameness_text(comparison)
+    for name, text in lines.report_lines(planned):
+        if name in ("Forecast", "Step plans", "Step time", "MFU", "Loss"):
+            yield name, text
+    yield "Planned run", planned.run_dir
+    yield "Uniform run", uniform.run_dir
+    first, second = Path(planned.run_dir).name, Path(uniform.run_dir).name
+    yield "Next", f"trimtab dashboard {first}\ntrimtab compare {first} {second}"
+
+
+def _ratio_text(comparison: "Comparison", *, forecast: "DemoForecast") -> str:
+    if comparison.speedup_ratio is None:
+        return "no step was measured in both runs"
+    return (
+        f"{comparison.speedup_ratio:.2f} times as fast (median of like steps; forecast "
+        f"{forecast.ratio:.2f}), faster in {comparison.faster_steps} of "
+        f"{comparison.measured_steps} steps"
+    )
+
+
+def _sameness_text(comparison: "Comparison") -> str:
+    batches = "the same batches" if comparison.same_batches else "OTHER BATCHES"
+    return f"{batches}; losses differ by at most {comparison.max_loss_difference:.1e} nats"

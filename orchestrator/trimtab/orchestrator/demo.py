@@ -1,0 +1,145 @@
+"""What the demo runs: a job with planned groups, and the same batches with one degree."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median, median_low
+
+from trimtab.core.errors import InfeasibleError
+from trimtab.core.job import JobSpec
+from trimtab.core.plan import Layout, StepPlan
+from trimtab.orchestrator.config import load_job
+from trimtab.orchestrator.step_planning import StepPlanner, step_planner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoForecast:
+    """What both runs are expected to do."""
+
+    num_steps: int
+    num_sequences: int
+    """Of each step."""
+    shortest_tokens: int
+    median_tokens: int
+    longest_tokens: int
+    tokens_per_step: float
+    first_step: str
+    """The degrees of the first step's groups."""
+    planned_step_s: float
+    uniform_step_s: float
+    """Medians over the steps."""
+    ratio: float
+    """Median over steps of uniform over planned."""
+    mixed_fraction: float
+    """Share of the planned steps with groups of more than one degree."""
+    uniform_degree: int
+
+
+def demo_job_path() -> Path:
+    """`configs/demo.yaml`: that of the checkout, or the copy a wheel carries."""
+    shipped = Path(__file__).parent / "shipped"
+    root = shipped if shipped.is_dir() else Path(__file__).parents[3]
+    return root / "configs" / "demo.yaml"
+
+
+def demo_job(*, num_steps: int, num_ranks: int) -> JobSpec:
+    """The demo's job on `num_ranks` processes of this machine.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+    return load_job(
+        demo_job_path(),
+        [
+            f"training.num_steps={num_steps}",
+            f"num_ranks={num_ranks}",
+            f"layout={{dp: {num_ranks}}}",
+        ],
+    )
+
+
+def uniform_job(job: JobSpec, *, longest_tokens: int) -> JobSpec:
+    """`job` as it would run without step plans: every group of one degree, in every step.
+
+    Args:
+        job: The job with planned groups.
+        longest_tokens: The longest sequence the run meets. The degree is the smallest whose
+            groups hold it: without step plans one has to do for all.
+
+    Raises:
+        InfeasibleError: No group holds the longest sequence.
+    """
+    planner = _planner(job)
+    token_cap = planner.profile.token_cap
+    degree = next((d for d in planner.degrees if longest_tokens <= d * token_cap), None)
+    if degree is None:
+        raise InfeasibleError(
+            f"a sequence of {longest_tokens} tokens fits in no group of {job.num_ranks} ranks "
+            f"with {token_cap} tokens each (step_planning.token_cap)"
+        )
+    planning = replace(job.step_planning, grouping="uniform", uniform_degree=degree)
+    return replace(job, name=f"{job.name}-uniform", step_planning=planning)
+
+
+def batches(job: JobSpec) -> tuple[tuple[int, ...], ...]:
+    """Lengths of the sequences of every step of the run, which are known before it starts.
+
+    Raises:
+        InputError: The data are missing or empty.
+    """
+    from trimtab.launch.runtime.batches import BatchSampler, open_corpus
+
+    training = job.training
+    corpus = open_corpus(job.data, seed=training.seed, model_vocab=job.model.vocab)
+    sampler = BatchSampler(
+        corpus, seed=training.seed, global_batch_seqs=training.global_batch_seqs
+    )
+    return tuple(sampler.batch_lengths(step) for step in range(training.num_steps))
+
+
+def forecast(
+    job: JobSpec, *, uniform: JobSpec, batches: Sequence[Sequence[int]]
+) -> DemoForecast:
+    """Plan every step of both runs, before either starts.
+
+    Raises:
+        InfeasibleError: A sequence fits in no group.
+    """
+    planned = [_planner(job).plan(lengths, step=i) for i, lengths in enumerate(batches, 1)]
+    one_degree = [
+        _planner(uniform).plan(lengths, step=i) for i, lengths in enumerate(batches, 1)
+    ]
+    lengths = [length for batch in batches for length in batch]
+    return DemoForecast(
+        num_steps=len(batches),
+        num_sequences=len(batches[0]),
+        shortest_tokens=min(lengths),
+        median_tokens=median_low(lengths),
+        longest_tokens=max(lengths),
+        tokens_per_step=sum(lengths) / len(batches),
+        first_step=groups_text(planned[0]),
+        planned_step_s=median(plan.step_s for plan in planned),
+        uniform_step_s=median(plan.step_s for plan in one_degree),
+        ratio=median(
+            other.step_s / plan.step_s for plan, other in zip(planned, one_degree, strict=True)
+        ),
+        mixed_fraction=sum(len(plan.degrees) > 1 for plan in planned) / len(planned),
+        uniform_degree=one_degree[0].degrees[0],
+    )
+
+
+def groups_text(plan: StepPlan) -> str:
+    """The degrees of each wave, in words: `4, then 2 + 1 + 1`."""
+    return ", then ".join(
+        " + ".join(str(group.degree) for group in wave.groups) for wave in plan.waves
+    )
+
+
+def typical_batch(batches: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The batch of the median number of tokens: what a forecast is made for."""
+    middle = median_low(sum(lengths) for lengths in batches)
+    return next(lengths for lengths in batches if sum(lengths) == middle)
+
+
+def _planner(job: JobSpec) -> StepPlanner:
+    return step_planner(job, job.layout or Layout(dp=job.num_ranks))
