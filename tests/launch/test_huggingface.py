@@ -75,7 +75,7 @@ def test_loss_and_export_equal_those_of_transformers(
     our_losses = in_process("run", folder)
     assert our_losses.keys() == {"llama", "tied", "biases", "mistral"}
     for case, (before, after) in our_losses.items():
-        assert abs(before - their_losses[case]) > 1e-2
+        assert abs(before - their_losses[case]) > 1e-3
         assert after == pytest.approx(their_losses[case], abs=1e-4)
 
     assert len(list((folder / "mistral-exported-in-shards").glob("model-*-of-*"))) > 2
