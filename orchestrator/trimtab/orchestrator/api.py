@@ -10,7 +10,7 @@ Every function is re-exported by `trimtab.orchestrator`. Planning needs no torch
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from trimtab.orchestrator.config import (
     load_profile,
     read_text,
 )
-from trimtab.planners import sequences
+from trimtab.planners import layouts, sequences
 
 __all__ = [
     "PlanningBatch",
@@ -55,19 +55,25 @@ class PlanningBatch:
     note: str
 
 
-def plan(job: JobSpec, *, lengths: Sequence[int] | None = None) -> JobPlan:
+def plan(
+    job: JobSpec,
+    *,
+    lengths: Sequence[int] | None = None,
+    fixed: Mapping[str, int] | None = None,
+) -> JobPlan:
     """Choose the layout of a job and forecast its step; acts on nothing.
 
     Args:
-        job: What `load_job` returned. The degrees of its `layout`, if any, are kept.
+        job: What `load_job` returned. Its `layout`, if any, is kept.
         lengths: Document lengths in tokens to plan for; None: `data.max_seq_tokens` each.
+        fixed: Degrees to keep (`{"tp": 8}`), the rest being the planner's choice; they win over
+            the job's layout.
 
     Raises:
-        InputError: The lengths are empty, or hold something else than positive numbers.
+        InputError: The lengths are empty, or hold something else than positive numbers; or a
+            degree cannot be kept.
         InfeasibleError: No layout fits; the message says what is short by how much.
     """
-    from trimtab.planners import layouts  # the solver's imports, only where they are needed
-
     return layouts.plan_job(
         job.model,
         job.cluster,
@@ -76,7 +82,7 @@ def plan(job: JobSpec, *, lengths: Sequence[int] | None = None) -> JobPlan:
         precision=job.training.precision,
         profile=job.profile,
         token_cap=job.step_planning.token_cap,
-        fixed=_pinned_degrees(job.layout),
+        fixed=_pins(job.layout) if fixed is None else fixed,
     )
 
 
@@ -242,10 +248,8 @@ def _as_sequences(lengths: Sequence[int], *, data: DataSpec) -> tuple[int, ...]:
     return tuple(pieces)
 
 
-def _pinned_degrees(layout: Layout | None) -> dict[str, int]:
-    if layout is None:
-        return {}
-    return {name: getattr(layout, name) for name in ("tp", "pp", "dp", "cp", "ep", "vpp")}
+def _pins(layout: Layout | None) -> dict[str, int]:
+    return {} if layout is None else {name: getattr(layout, name) for name in layouts.PINNABLE}
 
 
 def _length(line: str, *, where: str) -> int:

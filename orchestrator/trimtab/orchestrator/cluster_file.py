@@ -3,8 +3,9 @@
 Every number is checked in the unit the user wrote, under the path the user wrote it at.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 from trimtab.core import checks, serde, units
@@ -20,7 +21,7 @@ from trimtab.core.cluster import (
     PeakRate,
     Precision,
 )
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InputError, unknown_name_message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ class ClusterSection:
     """The file without its nodes."""
 
     name: str
-    links: tuple[IslandLinkSection, ...] = field(default=())
+    links: tuple[IslandLinkSection, ...] = ()
     source: str = ""
 
 
@@ -91,6 +92,7 @@ def cluster_from_document(document: Mapping[str, Any], *, path: str = "") -> Clu
         InputError: A key is unknown or missing, or a value is of the wrong type or sign.
     """
     rest = dict(document)
+    _check_keys(rest, ClusterSection, apart="nodes", path=path)
     nodes = _required(rest, "nodes", path=path)
     if not isinstance(nodes, list):
         raise InputError(f"{_join(path, 'nodes')}: expected a list, got {nodes!r}")
@@ -110,6 +112,7 @@ def cluster_from_document(document: Mapping[str, Any], *, path: str = "") -> Clu
 
 def _node(document: Any, *, path: str) -> NodeSpec:
     rest = _mapping(document, path=path)
+    _check_keys(rest, NodeSection, apart="gpu", path=path)
     gpu = _gpu(_required(rest, "gpu", path=path), path=f"{path}.gpu")
     section = serde.from_fields(NodeSection, rest, path=path)
     checks.whole_number(f"{path}.count", section.count)
@@ -130,6 +133,7 @@ def _node(document: Any, *, path: str) -> NodeSpec:
 
 def _gpu(document: Any, *, path: str) -> GpuSpec:
     rest = _mapping(document, path=path)
+    _check_keys(rest, GpuSection, apart="peak_tflop_per_s", path=path)
     peaks = _mapping(rest.pop("peak_tflop_per_s", {}), path=f"{path}.peak_tflop_per_s")
     section = serde.from_fields(GpuSection, rest, path=path)
     checks.positive(f"{path}.memory_gib", section.memory_gib)
@@ -177,6 +181,14 @@ def _mapping(value: Any, *, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a mapping, got {value!r}")
     return dict(value)
+
+
+def _check_keys(rest: dict[str, Any], section: type, *, apart: str, path: str) -> None:
+    """Refuse a key that is neither a field of `section` nor the one read apart from it."""
+    known = {apart, *(field.name for field in dataclasses.fields(section))}
+    for key in rest:
+        if key not in known:
+            raise InputError(f"{_join(path, key)}: {unknown_name_message('key', key, known)}")
 
 
 def _required(rest: dict[str, Any], key: str, *, path: str) -> Any:

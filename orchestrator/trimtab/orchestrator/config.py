@@ -262,7 +262,8 @@ def _parse_yaml(text: str, *, source: str) -> Any:
         where = f"{source}, line {mark.line + 1}" if mark else source
         raise InputError(f"{where}: not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"{source}: not valid YAML: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{source}: not valid YAML: {reason}") from error
 
 
 def _parse_json(text: str, *, source: str) -> Any:

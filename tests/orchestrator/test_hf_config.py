@@ -1,0 +1,133 @@
+"""Hugging Face configurations; parameter counts are those of the published checkpoints."""
+
+from typing import Any
+
+import pytest
+
+from trimtab.core.errors import InputError
+from trimtab.orchestrator.hf_config import model_from_hf_config
+
+LLAMA_3_8B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 128256,
+}
+GPT2: dict[str, Any] = {
+    "activation_function": "gelu_new",
+    "attn_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2",
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+}
+MISTRAL_7B_V03 = LLAMA_3_8B | {
+    "model_type": "mistral",
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "vocab_size": 32768,
+}
+MIXTRAL = MISTRAL_7B_V03 | {
+    "model_type": "mixtral",
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "vocab_size": 32000,
+}
+QWEN2_05B = {
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 131072,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+
+
+@pytest.mark.parametrize(
+    ("document", "num_parameters"),
+    [
+        pytest.param(LLAMA_3_8B, 8_030_261_248, id="llama"),
+        pytest.param(GPT2, 124_439_808, id="gpt2"),
+        pytest.param(MISTRAL_7B_V03, 7_248_023_552, id="mistral"),
+        pytest.param(MIXTRAL, 46_702_792_704, id="mixtral"),
+        pytest.param(QWEN2_05B, 494_032_768, id="qwen2"),
+    ],
+)
+def test_the_model_has_as_many_parameters_as_its_checkpoint(
+    document: dict[str, Any], num_parameters: int
+) -> None:
+    assert model_from_hf_config(document, name="m").num_parameters == num_parameters
+
+
+def test_the_rotary_base_is_read_from_either_place() -> None:
+    older = model_from_hf_config(LLAMA_3_8B, name="m")
+    newer = {key: value for key, value in LLAMA_3_8B.items() if not key.startswith("rope")}
+    newer["rope_parameters"] = {"rope_theta": 500000.0, "rope_type": "default"}
+    assert model_from_hf_config(newer, name="m") == older
+    assert older.rope_theta == 500_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "lama"}, "unknown type 'lama'; did you mean 'llama'?"),
+        ({"model_type": "bert"}, "model_type: unknown type 'bert'; expected one of gpt2,"),
+        ({"model_type": None}, "model_type: unknown type 'None'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling: expected no"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "got 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: expected no scaling"),
+        ({"rope_scaling": 3}, "rope_scaling: expected an object or null, got 3"),
+        (
+            {"sliding_window": 4096},
+            "sliding_window: expected null, got 4096; attention limited",
+        ),
+        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
+        ({"attention_bias": True}, "attention_bias: expected False, got True"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1, got 0.5"),
+        ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
+        ({"hidden_size": None}, "hidden_size: missing from the Hugging Face config.json"),
+        ({"hidden_size": "big"}, "expected whole numbers, got 'big' and 32"),
+        ({"hidden_size": 4100}, "expected a multiple of the 32 heads, got 4100"),
+        ({"num_hidden_layers": -1}, "model.num_layers: expected a whole number >= 1, got -1"),
+    ],
+)
+def test_an_unsupported_configuration_is_refused_by_name(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        model_from_hf_config(LLAMA_3_8B | changes, name="m")
+    assert message in str(caught.value)
+
+
+def test_a_gpt2_with_another_attention_is_refused() -> None:
+    changed = GPT2 | {"scale_attn_by_inverse_layer_idx": True}
+    with pytest.raises(InputError, match="scale_attn_by_inverse_layer_idx: expected False"):
+        model_from_hf_config(changed, name="m")
+
+
+def test_a_qwen2_with_a_window_is_refused() -> None:
+    with pytest.raises(InputError, match="sliding_window: expected null, got 131072"):
+        model_from_hf_config(QWEN2_05B | {"use_sliding_window": True}, name="m")
