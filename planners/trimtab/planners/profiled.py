@@ -1,0 +1,133 @@
+"""The layout and forecast of a job whose step coefficients were measured."""
+
+from collections.abc import Mapping
+
+from trimtab.core.batch import BatchProfile
+from trimtab.core.cluster import Precision
+from trimtab.core.errors import InfeasibleError, InputError
+from trimtab.core.model import ModelSpec
+from trimtab.core.plan import (
+    Forecast,
+    ForecastLayout,
+    Layout,
+    Recompute,
+    StageMemory,
+    StepPlan,
+    TimePart,
+)
+from trimtab.core.profile import StepProfile
+from trimtab.core.units import memory_text
+from trimtab.planners.memory import stage_memories
+from trimtab.planners.placement import Machine
+from trimtab.planners.sequences import plan_step
+
+_RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
+
+
+def profiled_layout(
+    model: ModelSpec,
+    used: Machine,
+    *,
+    batch: BatchProfile,
+    precision: Precision,
+    profile: StepProfile,
+    pinned: Mapping[str, int],
+) -> ForecastLayout:
+    """All ranks in sequence groups, as the profile was measured; the step plan is the forecast.
+
+    The memory is that of `profile.token_cap` tokens a rank with fused attention, with the least
+    ZeRO stage and recompute that fit.
+
+    Raises:
+        InputError: A pinned degree is not what the profile describes.
+        InfeasibleError: A sequence is too long, or the states or the tokens do not fit.
+    """
+    for name in ("tp", "pp", "ep", "vpp"):
+        if pinned.get(name, 1) != 1:
+            raise InputError(
+                f"layout.{name}: the profile {profile.name!r} describes ranks of {name} 1, got "
+                f"{pinned[name]}; leave the profile out to have it computed"
+            )
+    dp, cp = _data_degrees(used.num_ranks, pinned=pinned)
+    plan = plan_step(
+        batch.lengths, profile=profile, num_ranks=used.num_ranks, clock=lambda: 0.0
+    )
+    layout, memory = _fitting(
+        model, used, layout=Layout(dp=dp, cp=cp), precision=precision,
+        token_cap=profile.token_cap, num_waves=len(plan.waves), pinned=pinned,
+    )  # fmt: skip
+    parts = profile_parts(plan, batch.lengths, profile=profile, num_ranks=used.num_ranks)
+    forecast = Forecast(
+        step_s=sum(part.seconds for part in parts),
+        parts=parts,
+        num_tokens=batch.num_tokens,
+        model_flops=model.training_flops(batch.lengths),
+        memory=memory,
+        precision=precision,
+        peak_flop_per_s=used.gpu.peak_flop_per_s(precision),
+        num_ranks=used.num_ranks,
+        bubble_fraction=0.0,
+        evidence=f"profile {profile.name!r} ({profile.evidence})",
+    )
+    return ForecastLayout(layout=layout, forecast=forecast)
+
+
+def profile_parts(
+    plan: StepPlan, lengths: tuple[int, ...], *, profile: StepProfile, num_ranks: int
+) -> tuple[TimePart, ...]:
+    """The step of `plan` as the mean rank spends it; the rest is waiting for the slowest."""
+    linear_s = quadratic_s = exchange_s = 0.0
+    for group in (group for wave in plan.waves for group in wave.groups):
+        tokens = sum(lengths[index] for index in group.sequences)
+        linear_s += profile.linear_s * tokens
+        quadratic_s += profile.quadratic_s * sum(lengths[i] ** 2 for i in group.sequences)
+        if group.degree > 1:
+            bytes_per_s = profile.bytes_per_s(group.degree)
+            exchange_s += profile.alltoall_bytes_per_token * tokens / bytes_per_s
+    parts = {
+        "compute": linear_s / num_ranks,
+        "attention": quadratic_s / num_ranks,
+        "cp communication": exchange_s / num_ranks,
+        "fixed per wave": len(plan.waves) * profile.fixed_s,
+        "gradient sync and optimizer": profile.step_fixed_s,
+    }
+    parts["waiting"] = max(0.0, plan.step_s - sum(parts.values()))
+    return tuple(TimePart(name=name, seconds=seconds) for name, seconds in parts.items())
+
+
+def _data_degrees(num_ranks: int, *, pinned: Mapping[str, int]) -> tuple[int, int]:
+    """Degrees dp and cp; without a pin all ranks are dp."""
+    cp = pinned.get("cp", num_ranks // pinned["dp"] if "dp" in pinned else 1)
+    dp = pinned.get("dp", num_ranks // cp)
+    if dp * cp != num_ranks:
+        raise InputError(f"layout: dp {dp} x cp {cp} is not num_ranks = {num_ranks}")
+    return dp, cp
+
+
+def _fitting(
+    model: ModelSpec,
+    used: Machine,
+    *,
+    layout: Layout,
+    precision: Precision,
+    token_cap: int,
+    num_waves: int,
+    pinned: Mapping[str, int],
+) -> tuple[Layout, tuple[StageMemory, ...]]:
+    stages = [pinned["zero"]] if "zero" in pinned else [1, 2, 3]
+    for recompute in _RECOMPUTES:
+        for zero in stages:
+            tried = Layout(dp=layout.dp, cp=layout.cp, recompute=recompute, zero=zero)
+            memory = stage_memories(
+                model, tried, precision=precision, tokens=token_cap, squares=0.0,
+                num_micro_batches=num_waves, capacity_bytes=used.gpu.memory_bytes,
+            )  # fmt: skip
+            if memory[0].verdict != "oom":
+                return tried, memory
+    short = memory_text(memory[0].total_bytes - used.gpu.memory_bytes)
+    raise InfeasibleError(
+        f"memory: {model.name} with a token_cap of {token_cap} needs "
+        f"{memory_text(memory[0].total_bytes)} per GPU at {tried} with zero {zero} and full "
+        f"recompute, the {used.gpu.name} has {memory_text(used.gpu.memory_bytes)}: short by "
+        f"{short}; use more ranks, a smaller token_cap, or tp or pp without a profile"
+    )

@@ -1,0 +1,281 @@
+"""What each layout of a job costs, and why the others cannot run."""
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+
+from trimtab.core.errors import InfeasibleError, InputError
+from trimtab.core.plan import (
+    Forecast,
+    ForecastLayout,
+    Layout,
+    Recompute,
+    RejectedLayout,
+    StageMemory,
+    TimePart,
+)
+from trimtab.core.units import memory_text
+from trimtab.planners.bounds import num_waves_at_least
+from trimtab.planners.costs import (
+    LayoutCosts,
+    StepWork,
+    group_degrees,
+    memory_token_cap,
+    step_parts,
+)
+from trimtab.planners.memory import stage_memories, worst_stages
+from trimtab.planners.shapes import Job, chunk_counts, interleaves, micro_batches, shapes
+
+_RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
+_MOST_RANKS = 2**20
+"""How far to look for the number of GPUs that would be enough."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The layouts that fit, with the memory of their worst stages, and those that do not."""
+
+    fitting: tuple[ForecastLayout, ...]
+    rejected: tuple[RejectedLayout, ...]
+    """One for each choice of degrees, the nearest miss first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Miss:
+    """A layout that cannot run."""
+
+    layout: Layout
+    reason: str
+    short_bytes: float
+    """Memory it lacks; infinite where memory is not what rules it out."""
+    stage: StageMemory | None = None
+
+
+def search_layouts(job: Job) -> Found:
+    """Try every layout; recompute and micro-batch only as far as they can still help.
+
+    Raises:
+        InputError: The pins, the ranks or the batch admit no layout.
+        InfeasibleError: None fits in memory.
+    """
+    fitting: list[ForecastLayout] = []
+    misses: list[Miss] = []
+    for shape in shapes(job):
+        found, miss = _best_of_shape(job, shape)
+        fitting += found
+        if not found and miss is not None:
+            misses.append(miss)
+    misses.sort(key=lambda miss: (miss.short_bytes, str(miss.layout)))
+    if not fitting:
+        raise _no_layout(job, misses)
+    rejected = {
+        str(miss.layout): RejectedLayout(layout=miss.layout, reason=miss.reason)
+        for miss in reversed(misses)
+    }
+    return Found(fitting=tuple(fitting), rejected=tuple(reversed(rejected.values())))
+
+
+def costed(job: Job, layout: Layout, *, all_stages: bool = False) -> ForecastLayout | Miss:
+    """The forecast of a layout, or why it cannot run."""
+    work = _uniform_work(job, layout) if job.batch.is_uniform else _varied_work(job, layout)
+    if isinstance(work, Miss):
+        return work
+    memory = stage_memories(
+        job.model,
+        layout,
+        precision=job.precision,
+        tokens=work.tokens / work.num_micro_batches,
+        squares=work.squares / work.num_micro_batches if job.batch.is_uniform else 0.0,
+        num_micro_batches=work.num_micro_batches,
+        capacity_bytes=job.used.gpu.memory_bytes,
+        stages=None if all_stages else worst_stages(job.model, layout.pp),
+    )
+    worst = max(memory, key=lambda stage: stage.total_bytes)
+    if worst.verdict == "oom":
+        return _memory_miss(layout, worst)
+    parts = _parts(job, layout, work=work)
+    step_s = sum(part.seconds for part in parts)
+    bubble_s = sum(part.seconds for part in parts if part.name == "pipeline bubble")
+    forecast = Forecast(
+        step_s=step_s,
+        parts=parts,
+        num_tokens=job.batch.num_tokens,
+        model_flops=job.model_flops,
+        memory=memory,
+        precision=job.precision,
+        peak_flop_per_s=job.used.gpu.peak_flop_per_s(job.precision),
+        num_ranks=job.used.num_ranks,
+        bubble_fraction=bubble_s / step_s,
+        evidence="analytic",
+    )
+    return ForecastLayout(layout=layout, forecast=forecast)
+
+
+def _parts(job: Job, layout: Layout, *, work: StepWork) -> tuple[TimePart, ...]:
+    """The step's parts, with what a single long sequence takes beyond an even share."""
+    costs = _costs(job, layout)
+    parts = step_parts(costs, work=work)
+    if job.batch.is_uniform:
+        return parts
+    degree = max(group_degrees(job.model, layout))
+    longest = StepWork(
+        num_micro_batches=1,
+        squares=job.batch.longest**2 / degree,
+        degree_tokens=((degree, job.batch.longest / degree),),
+    )
+    alone_s = sum(part.seconds for part in step_parts(costs, work=longest))
+    waiting_s = max(0.0, alone_s - sum(part.seconds for part in parts))
+    return (*parts, TimePart(name="waiting for the longest sequence", seconds=waiting_s))
+
+
+def _uniform_work(job: Job, layout: Layout) -> StepWork | Miss:
+    """Equal lengths: micro-batches of `micro_batch_seqs`, each over cp ranks."""
+    batch = job.batch
+    step_seqs = layout.dp * layout.micro_batch_seqs
+    if batch.num_sequences % step_seqs:
+        return Miss(
+            layout=layout,
+            reason=_divisibility_text(batch.num_sequences, layout),
+            short_bytes=math.inf,
+        )
+    rank_tokens = layout.micro_batch_seqs * batch.longest / layout.cp
+    if job.token_cap is not None and rank_tokens > job.token_cap:
+        return Miss(
+            layout=layout,
+            reason=f"a micro-batch is {rank_tokens:.0f} tokens a rank, over the token_cap of "
+            f"{job.token_cap}; raise it, or cp",
+            short_bytes=math.inf,
+        )
+    return StepWork(
+        num_micro_batches=batch.num_sequences // step_seqs,
+        squares=batch.squares / layout.group_ranks,
+        degree_tokens=((layout.cp, batch.num_tokens / layout.group_ranks),),
+    )
+
+
+def _varied_work(job: Job, layout: Layout) -> StepWork | Miss:
+    """Varied lengths: waves, each sequence in a group of the smallest degree that holds it."""
+    batch, ranks = job.batch, layout.group_ranks
+    degrees = group_degrees(job.model, layout)
+    try:
+        memory_cap = memory_token_cap(_costs(job, layout))
+    except InfeasibleError:
+        empty = _states_only(job, layout)
+        return _memory_miss(layout, max(empty, key=lambda stage: stage.total_bytes))
+    cap = memory_cap if job.token_cap is None else min(memory_cap, job.token_cap)
+    if batch.longest > degrees[-1] * cap:
+        return Miss(
+            layout=layout,
+            reason=f"the longest sequence, {batch.longest} tokens, fits in no group: the "
+            f"largest degree, {degrees[-1]}, holds {degrees[-1]} x {cap} tokens",
+            short_bytes=math.inf,
+        )
+    edges = [0, *(degree * cap for degree in degrees)]
+    degree_tokens = tuple(
+        (degree, batch.tokens_between(above, up_to) / ranks)
+        for degree, (above, up_to) in zip(degrees, itertools.pairwise(edges), strict=True)
+    )
+    waves = num_waves_at_least(batch.lengths, wave_tokens=ranks * cap)
+    if layout.pp > 1:
+        waves = max(waves, min(batch.num_sequences // ranks, 4 * layout.pp))
+    return StepWork(
+        num_micro_batches=waves, squares=batch.squares / ranks, degree_tokens=degree_tokens
+    )
+
+
+def _best_of_shape(job: Job, shape: Layout) -> tuple[list[ForecastLayout], Miss | None]:
+    """The layouts of these degrees that fit, over vpp, micro-batch and recompute."""
+    found: list[ForecastLayout] = []
+    nearest: Miss | None = None
+    for vpp, micro_batch in itertools.product(chunk_counts(job, shape), micro_batches(job)):
+        for recompute in _RECOMPUTES:
+            layout = dataclasses.replace(
+                shape, vpp=vpp, micro_batch_seqs=micro_batch, recompute=recompute
+            )
+            if not interleaves(job, layout):
+                break
+            candidate = costed(job, layout)
+            if isinstance(candidate, ForecastLayout):
+                found.append(candidate)
+                break
+            if nearest is None or candidate.short_bytes < nearest.short_bytes:
+                nearest = candidate
+    return found, nearest
+
+
+def _costs(job: Job, layout: Layout) -> LayoutCosts:
+    return LayoutCosts(model=job.model, layout=layout, used=job.used, precision=job.precision)
+
+
+def _states_only(job: Job, layout: Layout) -> tuple[StageMemory, ...]:
+    return stage_memories(
+        job.model, layout, precision=job.precision, tokens=0.0, squares=0.0,
+        num_micro_batches=1, capacity_bytes=job.used.gpu.memory_bytes,
+        stages=worst_stages(job.model, layout.pp),
+    )  # fmt: skip
+
+
+def _memory_miss(layout: Layout, worst: StageMemory) -> Miss:
+    short = worst.total_bytes - worst.capacity_bytes
+    reason = (
+        f"stage {worst.stage} needs {memory_text(worst.total_bytes)} per GPU of "
+        f"{memory_text(worst.capacity_bytes)}: short by {memory_text(short)} with "
+        f"{layout.recompute} recompute"
+    )
+    return Miss(layout=layout, reason=reason, short_bytes=float(short), stage=worst)
+
+
+def _divisibility_text(num_sequences: int, layout: Layout) -> str:
+    """Why the batch does not divide, with the nearest sizes that do.
+
+    >>> _divisibility_text(100, Layout(dp=8))
+    'dp 8 x micro_batch_seqs 1 does not divide 100 sequences; the nearest that fit are 96, 104'
+    """
+    step_seqs = layout.dp * layout.micro_batch_seqs
+    below = num_sequences // step_seqs * step_seqs
+    sizes = [size for size in (below, below + step_seqs) if size > 0]
+    return (
+        f"dp {layout.dp} x micro_batch_seqs {layout.micro_batch_seqs} does not divide "
+        f"{num_sequences} sequences; the nearest that fit are {', '.join(map(str, sizes))}"
+    )
+
+
+def _no_layout(job: Job, misses: list[Miss]) -> InputError | InfeasibleError:
+    """The error that says best why nothing can run: the nearest miss, and what would do."""
+    if not misses:
+        pins = ", ".join(f"{name} {value}" for name, value in job.pinned.items())
+        return InputError(
+            f"layout: no layout of num_ranks = {job.used.num_ranks} has {pins or 'any degrees'}"
+        )
+    miss = misses[0]
+    if miss.stage is None:
+        return InputError(f"layout: {miss.reason} (at {miss.layout})")
+    stage, gpu = miss.stage, job.used.gpu
+    states = stage.weights_bytes + stage.gradients_bytes + stage.optimizer_bytes
+    enough = _enough_ranks(job)
+    advice = f"use at least {enough} GPUs" if enough else "use larger GPUs or other degrees"
+    return InfeasibleError(
+        f"memory: {job.model.name} needs {memory_text(stage.total_bytes)} per GPU at "
+        f"{miss.layout} with {miss.layout.recompute} recompute "
+        f"({memory_text(states)} for weights, gradients and optimizer), the {gpu.name} has "
+        f"{memory_text(stage.capacity_bytes)}: short by {memory_text(miss.short_bytes)}; "
+        f"{advice}"
+    )
+
+
+def _enough_ranks(job: Job) -> int | None:
+    """The fewest GPUs, a power of two times those given, on which some layout fits."""
+    num_ranks = job.used.num_ranks
+    free = {
+        name: job.pinned[name] for name in ("micro_batch_seqs", "zero") if name in job.pinned
+    }
+    while num_ranks < _MOST_RANKS:
+        num_ranks *= 2
+        used = dataclasses.replace(job.used, num_ranks=num_ranks)
+        larger = dataclasses.replace(job, used=used, pinned=free)
+        for shape in shapes(larger):
+            layout = dataclasses.replace(shape, recompute="full")
+            if isinstance(costed(larger, layout), ForecastLayout):
+                return num_ranks
+    return None
