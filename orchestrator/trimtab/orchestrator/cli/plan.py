@@ -1,10 +1,11 @@
 """`trimtab plan`: the layout of a job, its forecast, and what was ruled out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from trimtab.core.errors import InputError
 from trimtab.orchestrator.cli.output import JsonOption, console, print_json
 
 if TYPE_CHECKING:
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 _SHOWN_STAGES = 8
 _SHOWN_ALTERNATIVES = 5
 _SHOWN_REJECTED = 8
+_MEMORY_COLUMNS = {
+    "weights_bytes": "weights",
+    "gradients_bytes": "grads",
+    "optimizer_bytes": "optim",
+    "activations_bytes": "activ",
+    "workspace_bytes": "work",
+    "total_bytes": "total",
+    "capacity_bytes": "of",
+}
 _VERDICT_STYLES = {"fits": "green", "tight": "yellow", "oom": "red"}
 
 
@@ -39,22 +49,42 @@ def plan(
             "Default: every sequence is data.max_seq_tokens long.",
         ),
     ] = None,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fix",
+            metavar="DEGREE=N",
+            help="Keep a degree, e.g. tp=8; the planner chooses the rest. Repeatable.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Choose the layout of a job and forecast its step; starts nothing.
 
-    Example: trimtab plan configs/llama-3-8b.yaml layout.tp=2 training.global_batch_seqs=512
+    Example: trimtab plan configs/llama-3-8b.yaml training.global_batch_seqs=512 --fix tp=2
     """
     from trimtab.orchestrator import api, documents
 
     job = api.load_job(job_file, overrides or [])
     document_lengths = None if lengths is None else api.load_lengths(lengths)
     batch = api.planning_batch(job, document_lengths)
-    job_plan = api.plan(job, lengths=document_lengths)
+    job_plan = api.plan(job, lengths=document_lengths, fixed=_fixed(fix))
     if json:
         print_json(documents.plan_document(job, job_plan, batch_note=batch.note))
         return
     show_plan(console(), job, job_plan, batch_note=batch.note)
+
+
+def _fixed(settings: list[str] | None) -> dict[str, int] | None:
+    if not settings:
+        return None
+    fixed = {}
+    for setting in settings:
+        name, _, degree = setting.partition("=")
+        if not degree.isdecimal():
+            raise InputError(f"--fix: expected DEGREE=N, e.g. tp=8, got {setting!r}")
+        fixed[name] = int(degree)
+    return fixed
 
 
 def show_plan(out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note: str) -> None:
@@ -115,17 +145,15 @@ def _mfu_text(forecast: "Forecast") -> str:
 def _memory_table(job_plan: "JobPlan") -> "Table":
     from trimtab.core.units import memory_text
 
-    columns = ("weights", "gradients", "optimizer", "activations", "workspace", "total")
     title = "Memory of the fullest rank of each stage"
-    names = [f"{name} >" for name in (*columns, "of")]
-    table = _table(title, "stage", "layers >", *names, "verdict")
+    headings = (f"{heading} >" for heading in _MEMORY_COLUMNS.values())
+    table = _table(title, "stage", "layers >", *headings, "verdict")
     stages = job_plan.forecast.memory
     for stage in stages[:_SHOWN_STAGES]:
-        amounts = [getattr(stage, f"{name}_bytes") for name in (*columns, "capacity")]
         table.add_row(
             str(stage.stage),
             str(job_plan.placement.stage_layers[stage.stage]),
-            *(memory_text(amount) for amount in amounts),
+            *(memory_text(getattr(stage, name)) for name in _MEMORY_COLUMNS),
             _verdict_text(stage),
         )
     if len(stages) > _SHOWN_STAGES:
@@ -172,8 +200,17 @@ def _table(title: str, *columns: str) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for column in columns:
         name, separator, _ = column.partition(" >")
-        table.add_column(name, justify="right" if separator else "left")
+        wraps = name == "reason"
+        justify: Literal["left", "right"] = "right" if separator else "left"
+        table.add_column(name, justify=justify, no_wrap=not wraps)
     return table
