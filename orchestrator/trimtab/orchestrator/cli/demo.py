@@ -1,6 +1,6 @@
 """`trimtab demo`: the whole path on this machine, from measuring it to comparing runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trimtab.core.job import JobSpec
-    from trimtab.core.profile import StepProfile
     from trimtab.orchestrator.demo import DemoForecast
     from trimtab.orchestrator.report import Comparison
     from trimtab.orchestrator.rundir import RunDir
@@ -55,12 +54,19 @@ def demo(
 
 def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
     from trimtab.orchestrator import demo, report
+    from trimtab.orchestrator.cli.calibrate import measure
 
-    _heading(out, 1, "Measure what sequence groups cost on this machine, about a minute")
-    job = replace(job, profile=_calibrate(job, root=root, out=out))
+    _heading(out, 1, "Measure what sequence groups cost on this machine")
+    calibration = measure(job, root=root, screen=out)
+    out.print(
+        f"fitted to {calibration.num_samples} groups, off by "
+        f"{calibration.median_error_fraction:.0%} (median)"
+    )
 
-    _heading(out, 2, "Plan: the batches are known, so their steps can be forecast")
+    _heading(out, 2, "Plan: the batches are known, so every step can be forecast")
+    job = replace(job, profile=calibration.profile)
     batches = demo.batches(job)
+    typical = demo.typical_batch(batches)
     longest = max(max(lengths) for lengths in batches)
     uniform = demo.uniform_job(job, longest_tokens=longest)
     forecast = demo.forecast(job, uniform=uniform, batches=batches)
@@ -68,9 +74,9 @@ def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
         out.print(line, soft_wrap=True)
 
     _heading(out, 3, "Train with planned groups")
-    planned_run = _train(job, batches=batches, root=root, out=out)
+    planned_run = _train(job, lengths=typical, root=root, out=out)
     _heading(out, 4, "Train on the same batches, every group of one degree")
-    uniform_run = _train(uniform, batches=batches, root=root, out=out)
+    uniform_run = _train(uniform, lengths=typical, root=root, out=out)
 
     _heading(out, 5, "Compare")
     comparison = report.compare(
@@ -80,22 +86,16 @@ def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
     return comparison
 
 
-def _calibrate(job: "JobSpec", *, root: Path, out: "Console") -> "StepProfile":
-    from trimtab.orchestrator.calibrate import calibrate
+def _train(job: "JobSpec", *, lengths: Sequence[int], root: Path, out: "Console") -> "RunDir":
+    """Submit a job, show it until it ends, and cancel it where the user interrupts.
 
-    return calibrate(job, root=root, console=out)
-
-
-def _train(
-    job: "JobSpec", *, batches: tuple[tuple[int, ...], ...], root: Path, out: "Console"
-) -> "RunDir":
-    """Submit a job, show it until it ends, and stop it where the user interrupts."""
-    from trimtab.orchestrator import api, demo, submission
+    Its plan is made for `lengths`: a batch of the job's own.
+    """
+    from trimtab.orchestrator import api, submission
     from trimtab.orchestrator.cli import progress
 
     prepared = submission.prepare_job(job, root=root)
-    plan = api.plan(job, lengths=demo.typical_batch(batches))
-    plan = replace(plan, layout=prepared.request.layout)
+    plan = replace(api.plan(job, lengths=lengths), layout=prepared.request.layout)
     run = submission.submit_prepared(replace(prepared, plan=plan))
     exit_code = progress.follow(run, console=out)
     if exit_code == progress.INTERRUPTED:
