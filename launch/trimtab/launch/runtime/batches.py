@@ -68,11 +68,6 @@ class SequenceSet:
         source, document, start, length = (int(value) for value in self._rows[index])
         return self._sources[source].ids(document, start, start + length + 1)
 
-    def name(self, index: int) -> str:
-        """The document a sequence comes from, and where in it the sequence begins."""
-        source, document, start, _ = (int(value) for value in self._rows[index])
-        return f"{self._sources[source].name(document)}, id {start}"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:

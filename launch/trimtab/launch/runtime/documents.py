@@ -191,6 +191,8 @@ def _find_stdlib(pattern: str) -> FoundSource:
 
 def _find_in_folder(folder: Path, source: DataSource) -> FoundSource:
     found = _matching_files(folder, source.pattern, skip=frozenset())
+    if source.format == "megatron":
+        found = [path for path in found if path.suffix in INDEXED_SUFFIXES]
     if not found:
         raise InputError(
             f"data.sources.path: {folder} has no file that matches {source.pattern!r}; "
