@@ -1,7 +1,8 @@
 """Packing a batch into waves of sequence groups.
 
-Work is in rank-seconds: a group of degree d with work w takes w / d seconds, and the fixed time
-of its wave. Sequences are handled by *item*: their position in the batch ordered longest first.
+Sequences of equal length are alike, so a batch is handled as sizes, longest first, with a
+count each. Work is in rank-seconds: a group of degree d with work w takes w / d seconds, and
+the fixed time of its wave.
 """
 
 import bisect
@@ -25,15 +26,24 @@ _DOUBTS = (1.03, 1.15, 1.0, 1.25)
 _GOOD_GAP = 0.005
 """A packing this close to the bound is not worth another greedy run."""
 
+Counts = tuple[int, ...]
+"""How many sequences of each size there are."""
+
 
 class BatchCosts:
-    """What each sequence of a batch costs at each degree; every item fits some degree."""
+    """What the sequences of a batch cost; every size fits some degree."""
 
     def __init__(
         self, lengths: Sequence[int], *, profile: StepProfile, degrees: Sequence[int]
     ) -> None:
-        self.order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-        self.tokens = [lengths[index] for index in self.order]
+        members: dict[int, list[int]] = {}
+        for index, length in enumerate(lengths):
+            members.setdefault(length, []).append(index)
+        self.sizes = sorted(members, reverse=True)
+        """The different lengths, longest first."""
+        self.members = [members[size] for size in self.sizes]
+        """Indices into the batch of the sequences of each size."""
+        self.counts: Counts = tuple(len(indices) for indices in self.members)
         self.degrees = tuple(degrees)
         self.token_cap = profile.token_cap
         self.fixed_s = profile.fixed_s
@@ -41,21 +51,21 @@ class BatchCosts:
         self.work: dict[int, list[float]] = {}
         for degree in degrees:
             per_token_s = token_s(degree, profile=profile)
-            self.work[degree] = [(quadratic_s * s + per_token_s) * s for s in self.tokens]
+            self.work[degree] = [(quadratic_s * s + per_token_s) * s for s in self.sizes]
         self.cheapest = [
-            min(self.work[degree][item] for degree in self.degrees_of(item))
-            for item in range(len(self.tokens))
+            min(self.work[degree][size] for degree in self.degrees_of(size))
+            for size in range(len(self.sizes))
         ]
-        """Work of each item at its cheapest degree that holds it."""
+        """Work of a sequence of each size at its cheapest degree that holds it."""
 
-    def degrees_of(self, item: int) -> list[int]:
-        """The degrees that hold `item`, ascending; never none."""
-        tokens = self.tokens[item]
+    def degrees_of(self, size: int) -> list[int]:
+        """The degrees that hold a sequence of `size`, ascending; never none."""
+        tokens = self.sizes[size]
         return [degree for degree in self.degrees if tokens <= degree * self.token_cap]
 
-    def alone_s(self, item: int) -> list[float]:
-        """Time of `item` alone in a group, for each degree that holds it."""
-        return [self.work[degree][item] / degree for degree in self.degrees_of(item)]
+    def alone_s(self, size: int) -> list[float]:
+        """Time of one sequence alone in a group, for each degree that holds it."""
+        return [self.work[degree][size] / degree for degree in self.degrees_of(size)]
 
 
 @dataclass(slots=True)
@@ -65,206 +75,227 @@ class OpenGroup:
     degree: int
     work: float = 0.0
     tokens: int = 0
-    items: list[int] = field(default_factory=list)
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    """Sizes with the number of sequences of each."""
 
     @property
     def seconds(self) -> float:
         return self.work / self.degree
 
 
-@dataclass(slots=True)
-class Packing:
-    """Waves of groups, and their time with the fixed time of each wave."""
+Packing = list[list[OpenGroup]]
+"""Waves of groups."""
 
-    waves: list[list[OpenGroup]]
-    seconds: float
+
+def packing_s(packing: Packing, *, costs: BatchCosts) -> float:
+    """Time of the waves one after the other, each with its fixed time."""
+    return sum(max(group.seconds for group in wave) + costs.fixed_s for wave in packing)
 
 
 def greedy_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
-    """The best of a few greedy runs, improved by moves.
+    """The best of a few greedy runs.
 
     A run fills wave after wave, each time with the target time that makes the wave's own time
     plus the bound of what is left, taken `_DOUBTS` times, smallest.
     """
-    items = list(range(len(costs.tokens)))
-    bound_s = _rest_s(items, costs=costs, num_ranks=num_ranks)
-    best: Packing | None = None
-    for doubt in _DOUBTS:
-        packing = _greedy_run(items, doubt, costs=costs, num_ranks=num_ranks)
-        if best is None or packing.seconds < best.seconds:
-            best = packing
-        if best.seconds <= bound_s * (1 + _GOOD_GAP):
+    search = _GreedySearch(costs, num_ranks=num_ranks)
+    bound_s = search.bound_s(costs.counts)
+    best = search.run(_DOUBTS[0])
+    for doubt in _DOUBTS[1:]:
+        if packing_s(best, costs=costs) <= bound_s * (1 + _GOOD_GAP):
             break
-    assert best is not None
+        other = search.run(doubt)
+        best = min(best, other, key=lambda packing: packing_s(packing, costs=costs))
     return best
 
 
 def uniform_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
     """Groups of the one degree of `costs`: the best of longest-first balancing and greedy."""
     (degree,) = costs.degrees
-    items = list(range(len(costs.tokens)))
-    best = _greedy_run(items, 1.0, costs=costs, num_ranks=num_ranks)
+    candidates = [_GreedySearch(costs, num_ranks=num_ranks).run(1.0)]
     num_groups = num_ranks // degree
-    fewest = -(-sum(costs.tokens) // (num_groups * degree * costs.token_cap))
+    tokens = sum(size * count for size, count in zip(costs.sizes, costs.counts, strict=True))
+    fewest = -(-tokens // (num_groups * degree * costs.token_cap))
     for num_waves in range(fewest, fewest + 3):
         groups = _balanced_groups(num_waves * num_groups, costs=costs)
-        if groups is None:
-            continue
-        starts = range(0, len(groups), num_groups)
-        packing = _packing([groups[at : at + num_groups] for at in starts], costs=costs)
-        best = min(best, packing, key=lambda candidate: candidate.seconds)
-    return best
+        if groups is not None:
+            starts = range(0, len(groups), num_groups)
+            candidates.append([groups[at : at + num_groups] for at in starts])
+    return min(candidates, key=lambda packing: packing_s(packing, costs=costs))
 
 
 def pack_wave(
-    items: Sequence[int], target_s: float, *, costs: BatchCosts, num_ranks: int
-) -> tuple[list[OpenGroup], list[int]]:
-    """Fill one wave; return its groups, and the items left over, longest first.
+    counts: Sequence[int], target_s: float, *, costs: BatchCosts, num_ranks: int
+) -> tuple[list[OpenGroup], Counts]:
+    """Fill one wave; return its groups, and what is left over.
 
-    Longest first, each item takes the narrowest degree that holds it and meets the target: an
-    open group before a new one, and a wider group's slack only when no rank is free.
+    Longest first, each sequence takes the narrowest degree that holds it and meets the target:
+    an open group before a new one, and a wider group's slack only when no rank is free.
 
     Args:
-        items: What to pack, longest first.
+        counts: What to pack.
         target_s: Longest time of a group, without the fixed time of a wave.
-        costs: What the items cost.
+        costs: What the sequences cost.
         num_ranks: Ranks of a wave.
     """
     limit_s = target_s * (1 + _TIME_SLACK)
     opened: dict[int, list[OpenGroup]] = {degree: [] for degree in costs.degrees}
     free = num_ranks
-    left: list[int] = []
-    position = 0
-    while position < len(items):
-        item = items[position]
-        group, free = _place(item, limit_s, free, opened=opened, costs=costs)
-        following = position + 1
-        if group is not None:
-            group.items.append(item)
-            group.work += costs.work[group.degree][item]
-            group.tokens += costs.tokens[item]
-        else:
-            if free == 0:
-                following = _next_that_fits(items, following, opened=opened, costs=costs)
-            left.extend(items[position:following])
-        position = following
-    return [group for groups in opened.values() for group in groups], left
+    left = list(counts)
+    size = 0
+    while size < len(left):
+        if left[size]:
+            left[size], free = _place(
+                size, left[size], limit_s, free, opened=opened, costs=costs
+            )
+            if left[size] and free == 0:
+                size = _next_that_fits(size + 1, opened=opened, costs=costs)
+                continue
+        size += 1
+    return [group for groups in opened.values() for group in groups], tuple(left)
 
 
 def _place(
-    item: int,
+    size: int,
+    count: int,
     limit_s: float,
     free: int,
     *,
     opened: dict[int, list[OpenGroup]],
     costs: BatchCosts,
-) -> tuple[OpenGroup | None, int]:
-    """The group `item` goes to, if any, and the ranks then free."""
-    tokens, cap = costs.tokens[item], costs.token_cap
+) -> tuple[int, int]:
+    """Place up to `count` sequences; return how many are left, and the ranks still free."""
+    tokens, cap = costs.sizes[size], costs.token_cap
     narrowest = True
     for degree in costs.degrees:
-        work = costs.work[degree][item]
-        tokens_limit, work_limit = degree * cap - tokens, degree * limit_s - work
-        if tokens_limit < 0 or work_limit < 0:
+        work = costs.work[degree][size]
+        tokens_limit, work_limit = degree * cap, degree * limit_s
+        if tokens > tokens_limit or work > work_limit:
             continue
-        for group in opened[degree]:
-            if group.work <= work_limit and group.tokens <= tokens_limit:
-                return group, free
-        if narrowest and degree <= free:
-            group = OpenGroup(degree)
-            opened[degree].append(group)
-            return group, free - degree
+        groups = opened[degree]
+        position = 0
+        while count:
+            if position == len(groups):
+                if not narrowest or degree > free:
+                    break
+                groups.append(OpenGroup(degree))
+                free -= degree
+            group = groups[position]
+            room = (tokens_limit - group.tokens) // tokens
+            if room and group.work + work <= work_limit:
+                fitting = min(count, room, max(1, int((work_limit - group.work) / work)))
+                group.parts.append((size, fitting))
+                group.work += fitting * work
+                group.tokens += fitting * tokens
+                count -= fitting
+            position += 1
+        if not count:
+            break
         narrowest = False
-    return None, free
+    return count, free
 
 
-def _next_that_fits(
-    items: Sequence[int],
-    position: int,
-    *,
-    opened: dict[int, list[OpenGroup]],
-    costs: BatchCosts,
-) -> int:
-    """The first position from `position` on whose tokens some open group has room for."""
+def _next_that_fits(size: int, *, opened: dict[int, list[OpenGroup]], costs: BatchCosts) -> int:
+    """The first size from `size` on whose tokens some open group has room for."""
     room = max(
         degree * costs.token_cap - group.tokens
         for degree, groups in opened.items()
         for group in groups
     )
-    return bisect.bisect_left(items, -room, lo=position, key=lambda other: -costs.tokens[other])
+    return bisect.bisect_left(costs.sizes, -room, lo=size, key=lambda tokens: -tokens)
 
 
-def _greedy_run(
-    items: Sequence[int], doubt: float, *, costs: BatchCosts, num_ranks: int
-) -> Packing:
-    waves = []
-    left = list(items)
-    while left:
-        best: tuple[float, list[OpenGroup], list[int]] | None = None
-        for target_s in _targets_s(left, costs=costs, num_ranks=num_ranks):
-            groups, rest = pack_wave(left, target_s, costs=costs, num_ranks=num_ranks)
-            wave_s = max(group.seconds for group in groups) + costs.fixed_s
-            total_s = wave_s + doubt * _rest_s(rest, costs=costs, num_ranks=num_ranks)
-            if best is None or total_s < best[0]:
-                best = total_s, groups, rest
-        assert best is not None
-        waves.append(best[1])
-        left = best[2]
-    return _packing(waves, costs=costs)
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One way to fill the next wave."""
+
+    groups: list[OpenGroup]
+    wave_s: float
+    left: Counts
+    left_bound_s: float
 
 
-def _targets_s(items: Sequence[int], *, costs: BatchCosts, num_ranks: int) -> list[float]:
-    """Target times worth trying: those of the longest item, and shares of the work left."""
-    alone_s = costs.alone_s(items[0])
-    shortest_s = min(alone_s)
-    total_s = sum(costs.cheapest[item] for item in items) / num_ranks
-    share_s = total_s / _num_waves(items, costs=costs, num_ranks=num_ranks)
-    targets = {max(shortest_s, stretch * share_s) for stretch in _STRETCHES}
-    targets |= {target for target in alone_s if target <= max(shortest_s, 1.5 * total_s)}
-    return sorted(targets)
+class _GreedySearch:
+    """Greedy runs that share what they have in common."""
 
+    def __init__(self, costs: BatchCosts, *, num_ranks: int) -> None:
+        self.costs = costs
+        self.num_ranks = num_ranks
+        self._options: dict[Counts, list[_Option]] = {}
 
-def _rest_s(items: Sequence[int], *, costs: BatchCosts, num_ranks: int) -> float:
-    """The area bound of `items` (see `bounds.area_bound_s`)."""
-    if not items:
-        return 0.0
-    area_s = sum(costs.cheapest[item] for item in items) / num_ranks
-    num_waves = _num_waves(items, costs=costs, num_ranks=num_ranks)
-    return max(area_s, min(costs.alone_s(items[0]))) + num_waves * costs.fixed_s
+    def run(self, doubt: float) -> Packing:
+        """Waves, each the option with the least time plus `doubt` times the bound left."""
+        packing: Packing = []
+        left = self.costs.counts
+        while any(left):
+            option = min(
+                self._options_of(left), key=lambda o: o.wave_s + doubt * o.left_bound_s
+            )
+            packing.append(option.groups)
+            left = option.left
+        return packing
 
+    def bound_s(self, counts: Counts) -> float:
+        """The area bound of `counts` (see `bounds.area_bound_s`)."""
+        if not any(counts):
+            return 0.0
+        area_s, num_waves = self._area(counts)
+        longest = next(size for size, count in enumerate(counts) if count)
+        return max(area_s, min(self.costs.alone_s(longest))) + num_waves * self.costs.fixed_s
 
-def _num_waves(items: Sequence[int], *, costs: BatchCosts, num_ranks: int) -> int:
-    tokens = sum(costs.tokens[item] for item in items)
-    return math.ceil(tokens / (num_ranks * costs.token_cap))
+    def _options_of(self, counts: Counts) -> list[_Option]:
+        options = self._options.get(counts)
+        if options is None:
+            options = [self._option(counts, target_s) for target_s in self._targets_s(counts)]
+            self._options[counts] = options
+        return options
+
+    def _option(self, counts: Counts, target_s: float) -> _Option:
+        groups, left = pack_wave(counts, target_s, costs=self.costs, num_ranks=self.num_ranks)
+        wave_s = max(group.seconds for group in groups) + self.costs.fixed_s
+        return _Option(groups, wave_s, left, self.bound_s(left))
+
+    def _targets_s(self, counts: Counts) -> list[float]:
+        """Target times worth trying: those of the longest, and shares of the work left."""
+        area_s, num_waves = self._area(counts)
+        alone_s = self.costs.alone_s(next(s for s, count in enumerate(counts) if count))
+        shortest_s = min(alone_s)
+        targets = {max(shortest_s, stretch * area_s / num_waves) for stretch in _STRETCHES}
+        targets |= {target for target in alone_s if target <= max(shortest_s, 1.5 * area_s)}
+        return sorted(targets)
+
+    def _area(self, counts: Counts) -> tuple[float, int]:
+        """Cheapest work over the ranks, and the fewest waves by tokens."""
+        costs = self.costs
+        work = sum(map(float.__mul__, costs.cheapest, map(float, counts)))
+        tokens = sum(map(int.__mul__, costs.sizes, counts))
+        return work / self.num_ranks, math.ceil(tokens / (self.num_ranks * costs.token_cap))
 
 
 def _balanced_groups(num_groups: int, *, costs: BatchCosts) -> list[OpenGroup] | None:
-    """Each item to the group with least work that holds it; slowest group first.
+    """Each sequence to the group with least work that holds it; slowest group first.
 
-    None where an item finds no room.
+    None where one finds no room.
 
     Source: Graham (1969), longest processing time first.
     """
     (degree,) = costs.degrees
+    limit = degree * costs.token_cap
     groups = [OpenGroup(degree) for _ in range(num_groups)]
     queue = [(0.0, index) for index in range(num_groups)]
-    for item, tokens in enumerate(costs.tokens):
+    items = [size for size, count in enumerate(costs.counts) for _ in range(count)]
+    for size in items:
         full = []
-        while queue and groups[queue[0][1]].tokens + tokens > degree * costs.token_cap:
+        while queue and groups[queue[0][1]].tokens + costs.sizes[size] > limit:
             full.append(heapq.heappop(queue))
         if not queue:
             return None
-        group = groups[queue[0][1]]
-        group.items.append(item)
-        group.tokens += tokens
-        group.work += costs.work[degree][item]
-        heapq.heapreplace(queue, (group.work, queue[0][1]))
+        index = queue[0][1]
+        groups[index].parts.append((size, 1))
+        groups[index].tokens += costs.sizes[size]
+        groups[index].work += costs.work[degree][size]
+        heapq.heapreplace(queue, (groups[index].work, index))
         for entry in full:
             heapq.heappush(queue, entry)
-    used = [group for group in groups if group.items]
+    used = [group for group in groups if group.parts]
     return sorted(used, key=lambda group: -group.work)
-
-
-def _packing(waves: list[list[OpenGroup]], *, costs: BatchCosts) -> Packing:
-    seconds = sum(max(group.seconds for group in wave) + costs.fixed_s for wave in waves)
-    return Packing(waves, seconds)

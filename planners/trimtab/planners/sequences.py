@@ -6,7 +6,8 @@ are tried, and compared with every uniform degree.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from trimtab.core.plan import PlanMethod, SequenceGroup, StagePath, StepPlan, Wave
 from trimtab.core.profile import StepProfile
@@ -18,6 +19,7 @@ from trimtab.planners.packing import (
     OpenGroup,
     Packing,
     greedy_packing,
+    packing_s,
     uniform_packing,
 )
 
@@ -51,20 +53,22 @@ def plan_step(
     check_lengths(lengths, profile=profile, degrees=usable)
     costs = BatchCosts(lengths, profile=profile, degrees=usable)
     best = greedy_packing(costs, num_ranks=num_ranks)
+    best_s = packing_s(best, costs=costs)
     method: PlanMethod = "heuristic"
     for degree in usable:
         if max(lengths) > degree * profile.token_cap:
             continue
         bound_s = area_bound_s(lengths, profile=profile, num_ranks=num_ranks, degrees=[degree])
-        if bound_s - profile.step_fixed_s >= best.seconds:
+        if bound_s - profile.step_fixed_s >= best_s:
             continue
-        one_degree = BatchCosts(lengths, profile=profile, degrees=[degree])
-        uniform = uniform_packing(one_degree, num_ranks=num_ranks)
-        if uniform.seconds < best.seconds:
-            best, method = uniform, "uniform"
+        costs_d = BatchCosts(lengths, profile=profile, degrees=[degree])
+        uniform = uniform_packing(costs_d, num_ranks=num_ranks)
+        uniform_s = packing_s(uniform, costs=costs_d)
+        if uniform_s < best_s:
+            best, best_s, costs, method = uniform, uniform_s, costs_d, "uniform"
     return _step_plan(
-        best, lengths, profile=profile, num_ranks=num_ranks, degrees=usable, method=method,
-        started_s=started_s, clock=clock,
+        best, lengths, costs=costs, profile=profile, num_ranks=num_ranks, degrees=usable,
+        method=method, started_s=started_s, clock=clock,
     )  # fmt: skip
 
 
@@ -100,8 +104,8 @@ def uniform_step(
     chosen = next(d for d in usable if max(lengths) <= d * profile.token_cap)
     costs = BatchCosts(lengths, profile=profile, degrees=[chosen])
     return _step_plan(
-        uniform_packing(costs, num_ranks=num_ranks),
-        lengths, profile=profile, num_ranks=num_ranks, degrees=available, method="uniform",
+        uniform_packing(costs, num_ranks=num_ranks), lengths,
+        costs=costs, profile=profile, num_ranks=num_ranks, degrees=available, method="uniform",
         started_s=started_s, clock=clock,
     )  # fmt: skip
 
@@ -110,6 +114,7 @@ def _step_plan(
     packing: Packing,
     lengths: Sequence[int],
     *,
+    costs: BatchCosts,
     profile: StepProfile,
     num_ranks: int,
     degrees: Sequence[int],
@@ -117,8 +122,8 @@ def _step_plan(
     started_s: float,
     clock: Callable[[], float],
 ) -> StepPlan:
-    costs_order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    waves = tuple(_wave(groups, order=costs_order) for groups in packing.waves)
+    members = [iter(indices) for indices in costs.members]
+    waves = tuple(_wave(groups, members=members) for groups in packing)
     step_s = step_seconds(waves, lengths, profile=profile)
     bound_s = area_bound_s(lengths, profile=profile, num_ranks=num_ranks, degrees=degrees)
     bound_s = min(bound_s, step_s)  # they may differ in the last bit where the plan is optimal
@@ -146,17 +151,22 @@ def step_seconds(
     )
 
 
-def _wave(groups: Sequence[OpenGroup], *, order: Sequence[int]) -> Wave:
-    """The groups on contiguous ranks, powers of two aligned to a multiple of their degree."""
+def _wave(groups: Sequence[OpenGroup], *, members: Sequence[Iterator[int]]) -> Wave:
+    """The groups on contiguous ranks, powers of two aligned to a multiple of their degree.
+
+    `members` holds the indices into the batch that are not yet placed, by size.
+    """
 
     def by_place(group: OpenGroup) -> tuple[bool, int, int]:
-        return group.degree.bit_count() > 1, -group.degree, group.items[0]
+        return group.degree.bit_count() > 1, -group.degree, group.parts[0][0]
 
     placed = []
     first = 0
     for group in sorted(groups, key=by_place):
         ranks = tuple(range(first, first + group.degree))
-        sequences = tuple(order[item] for item in group.items)
+        sequences = tuple(
+            index for size, count in group.parts for index in islice(members[size], count)
+        )
         placed.append(SequenceGroup(ranks=ranks, sequences=sequences))
         first += group.degree
     return Wave(groups=tuple(placed))

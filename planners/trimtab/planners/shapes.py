@@ -76,6 +76,7 @@ def chunk_counts(job: Job, shape: Layout) -> list[int]:
 
 
 def micro_batches(job: Job) -> list[int]:
+    """Values of micro_batch_seqs; waves of varied lengths have none."""
     if "micro_batch_seqs" in job.pinned:
         return [job.pinned["micro_batch_seqs"]]
     return list(_MICRO_BATCHES) if job.batch.is_uniform else [1]
