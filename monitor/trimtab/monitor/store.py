@@ -8,7 +8,7 @@ lose the last commits (`synchronous=NORMAL`), never the file.
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +155,13 @@ class EventStore:
         """
         rows = self.rows(after=after, kinds=kinds, limit=limit)
         return [StoredEvent(id=row.id, event=self._decode(row)) for row in rows]
+
+    def all(self, *, kinds: tuple[type[Event], ...] = ()) -> Iterator[AnyEvent]:
+        """Every event of these classes (empty: of any), oldest first, read page by page."""
+        last_id = 0
+        while page := self.read(after=last_id, kinds=kinds):
+            yield from (stored.event for stored in page)
+            last_id = page[-1].id
 
     def rows(
         self,

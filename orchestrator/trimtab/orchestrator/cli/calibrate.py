@@ -1,0 +1,97 @@
+"""`trimtab calibrate`: measure what sequence groups cost on this machine."""
+
+import json as json_text
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trimtab.core.errors import ExitCode, InputError, JobFailedError
+from trimtab.orchestrator.cli.output import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trimtab.core.job import JobSpec
+    from trimtab.orchestrator.calibrate import Calibration
+
+
+def calibrate(
+    job: Annotated[
+        Path | None, typer.Argument(help="Job file to measure; not with --from-run.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the job file.", metavar="[a.b=c]...")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write the profile.")
+    ] = Path("profile.json"),
+    from_run: Annotated[
+        str | None, typer.Option(help="Fit a run that has trained already; starts nothing.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure step coefficients by a short run of a job, and write them as a profile."""
+    from rich.console import Console
+
+    from trimtab.orchestrator import calibrate as calibration
+    from trimtab.orchestrator.config import load_job
+    from trimtab.orchestrator.rundir import find_run, runs_root
+    from trimtab.planners.calibration import profile_document
+
+    if (job is None) == (from_run is None):
+        raise InputError("expected a job file or --from-run RUN, one of the two")
+    screen = Console(stderr=json, highlight=False)
+    if from_run is not None:
+        result = calibration.fit_run(find_run(from_run))
+    else:
+        assert job is not None
+        result = measure(load_job(job, overrides or ()), root=runs_root(), screen=screen)
+    document = profile_document(result.profile)
+    out.write_text(json_text.dumps(document, indent=1) + "\n", encoding="utf-8")
+    _show(result, screen)
+    screen.print(f"written to {out}; use it with: profile={out}")
+    if json:
+        print_json(document)
+
+
+def measure(job: "JobSpec", *, root: Path, screen: "Console") -> "Calibration":
+    """Run the probing job of `job`, shown on `screen`, and fit it.
+
+    Raises:
+        JobFailedError: The probing run failed.
+        InputError: The job cannot be run or measured.
+    """
+    from trimtab.orchestrator import submission
+    from trimtab.orchestrator.calibrate import fit_run, probing_job
+    from trimtab.orchestrator.cli import progress
+
+    run = submission.submit_prepared(submission.prepare_job(probing_job(job), root=root))
+    exit_code = progress.follow(run, console=screen)
+    if exit_code == progress.INTERRUPTED:
+        submission.cancel_run(run)
+        raise KeyboardInterrupt
+    if exit_code != ExitCode.OK:
+        raise JobFailedError(f"the probing run {run.handle} failed; see {run.path}")
+    return fit_run(run)
+
+
+def _show(result: "Calibration", screen: "Console") -> None:
+    from rich.table import Table
+
+    from trimtab.core.units import GB, MS, duration_text
+
+    profile = result.profile
+    table = Table(
+        title=f"{profile.name}: {result.num_samples} groups measured", title_justify="left"
+    )
+    table.add_column("coefficient")
+    table.add_column("value", justify="right")
+    table.add_row("per token", duration_text(profile.linear_s))
+    table.add_row("per token²", f"{profile.quadratic_s / MS:.3g} ms")
+    table.add_row("per wave", duration_text(profile.fixed_s))
+    table.add_row("per step", duration_text(profile.step_fixed_s))
+    for entry in profile.bandwidths:
+        table.add_row(f"all-to-all over {entry.degree}", f"{entry.bytes_per_s / GB:.3g} GB/s")
+    table.add_row("median error of a group", f"{result.median_error_fraction:.1%}")
+    screen.print(table)
