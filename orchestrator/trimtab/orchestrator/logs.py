@@ -29,16 +29,6 @@ def last_words(path: Path, *, attempt: int | None = None) -> str:
     return without_secrets("\n".join(lines))[-_LAST_WORDS_CHARS:]
 
 
-def tail(path: Path, num_lines: int) -> str:
-    """The last `num_lines` lines of a log as they are; 0 for all of it."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return ""
-    text = data.decode(errors="replace")
-    return "".join(text.splitlines(keepends=True)[-num_lines:]) if num_lines else text
-
-
 def without_secrets(text: str) -> str:
     """`text` with the value of every secret-looking environment variable blotted out."""
     for name, value in os.environ.items():

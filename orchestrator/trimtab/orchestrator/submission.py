@@ -75,8 +75,9 @@ def prepare_job(
         root: The folder of the run directories; None: `rundir.runs_root()`.
 
     Raises:
-        InputError: The worker cannot run the job.
-        InfeasibleError: The model does not fit the cluster in a layout the worker can run.
+        InputError: The worker cannot run the job, or its data are missing or empty.
+        InfeasibleError: The model does not fit the cluster in a layout the worker can run, or
+            a sequence is longer than any group can hold.
     """
     root = (root or runs_root()).absolute()
     handle = new_handle(job.name, root=root)
@@ -84,9 +85,13 @@ def prepare_job(
     layout = job.layout or Layout(dp=job.num_ranks)
     run_dir = root / handle.job_id
     launcher.prepare(job, layout=layout, handle=handle, run_dir=run_dir)
-    plan = _plan(job)
-    request = launcher.prepare(job, layout=plan.layout, handle=handle, run_dir=run_dir)
-    return PreparedJob(request=request, plan=plan)
+    plan = _plan(job, layout)
+    return PreparedJob(
+        request=launcher.prepare(
+            job, layout=job.layout or plan.layout, handle=handle, run_dir=run_dir
+        ),
+        plan=plan,
+    )
 
 
 def prepare_resume(
@@ -243,12 +248,15 @@ def new_handle(name: str, *, root: Path, scheduler: SchedulerName = "local") -> 
     return JobHandle(scheduler=scheduler, job_id=job_id)
 
 
-def _plan(job: JobSpec) -> JobPlan:
+def _plan(job: JobSpec, layout: Layout) -> JobPlan:
+    """The forecast of `layout`'s degrees on a batch of the job's own data where possible."""
     from trimtab.orchestrator import api
+    from trimtab.orchestrator.preflight import check_inputs
 
-    if job.layout is not None:
-        return replace(api.plan(job), layout=job.layout)
-    return api.plan(replace(job, layout=Layout(dp=job.num_ranks)))
+    lengths = check_inputs(job, layout)
+    return api.plan(
+        replace(job, layout=layout), lengths=lengths.typical_batch if lengths else None
+    )
 
 
 def _scalar(text: str) -> Any:

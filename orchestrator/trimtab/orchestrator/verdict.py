@@ -40,7 +40,7 @@ _SIGNAL_HINTS: Final = {
     "SIGABRT": " (native code gave up)",
     "SIGBUS": " (a full /dev/shm, or a file cut short while mapped)",
 }
-_ERROR_LINE = re.compile(r"^(error: |[\w.]*(Error|Exception|Interrupt|Warning)\b)")
+_ERROR_LINE = re.compile(r"^(error: |[\w.]*(Error|Exception|Interrupt)\b)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
