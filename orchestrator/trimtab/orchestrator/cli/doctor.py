@@ -196,9 +196,9 @@ def _disk() -> list[Finding]:
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     free_gib = shutil.disk_usage(existing).free / GIB
     found = f"{free_gib:.1f} GiB free for {root}"
-    if not os.access(existing, os.W_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         advice = "set TRIMTAB_RUNS_DIR to a folder you can write to"
-        found = f"{existing} is not writable"
+        found = f"{existing} is not a folder one can write to"
         return [Finding(level="fail", check="run directories", found=found, advice=advice)]
     if free_gib < _LEAST_FREE_GIB:
         advice = "checkpoints need room; set TRIMTAB_RUNS_DIR to a larger disk"

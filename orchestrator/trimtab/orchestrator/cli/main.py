@@ -5,7 +5,6 @@ all is well, or an exit code. Its module imports only light things at the top, s
 `trimtab --help` stays fast.
 """
 
-import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,17 @@ from typing import Annotated
 import typer
 
 from trimtab.core.errors import ExitCode, TrimtabError
+from trimtab.orchestrator.cli import (
+    calibrate,
+    dashboard,
+    demo,
+    doctor,
+    init,
+    jobs,
+    plan,
+    plan_step,
+    report,
+)
 
 _PLAN = "Plan"
 _RUN = "Run"
@@ -29,34 +39,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_COMMANDS = (
-    ("init", "init", "init", _SET_UP),
-    ("doctor", "doctor", "doctor", _SET_UP),
-    ("calibrate", "calibrate", "calibrate", _SET_UP),
-    ("demo", "demo", "demo", _SET_UP),
-    ("plan", "plan", "plan", _PLAN),
-    ("plan_step", "plan_step", "plan-step", _PLAN),
-    ("jobs", "submit", "submit", _RUN),
-    ("jobs", "cancel", "cancel", _RUN),
-    ("jobs", "status", "status", _WATCH),
-    ("jobs", "logs", "logs", _WATCH),
-    ("jobs", "list_jobs", "list", _WATCH),
-    ("dashboard", "dashboard", "dashboard", _WATCH),
-    ("report", "report", "report", _WATCH),
-    ("report", "compare", "compare", _WATCH),
-)
-
-
-def _register() -> None:
-    for module_name, function, name, panel in _COMMANDS:
-        try:
-            module = importlib.import_module(f"trimtab.orchestrator.cli.{module_name}")
-            app.command(name=name, rich_help_panel=panel)(getattr(module, function))
-        except (ImportError, AttributeError):
-            continue
-
-
-_register()
+app.command("init", rich_help_panel=_SET_UP)(init.init)
+app.command("doctor", rich_help_panel=_SET_UP)(doctor.doctor)
+app.command("calibrate", rich_help_panel=_SET_UP)(calibrate.calibrate)
+app.command("demo", rich_help_panel=_SET_UP)(demo.demo)
+app.command("plan", rich_help_panel=_PLAN)(plan.plan)
+app.command("plan-step", rich_help_panel=_PLAN)(plan_step.plan_step)
+app.command("submit", rich_help_panel=_RUN)(jobs.submit)
+app.command("cancel", rich_help_panel=_RUN)(jobs.cancel)
+app.command("status", rich_help_panel=_WATCH)(jobs.status)
+app.command("logs", rich_help_panel=_WATCH)(jobs.logs)
+app.command("list", rich_help_panel=_WATCH)(jobs.list_jobs)
+app.command("dashboard", rich_help_panel=_WATCH)(dashboard.dashboard)
+app.command("report", rich_help_panel=_WATCH)(report.report)
+app.command("compare", rich_help_panel=_WATCH)(report.compare)
 
 
 def _print_version(wanted: bool) -> None:

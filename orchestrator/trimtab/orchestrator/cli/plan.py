@@ -149,7 +149,8 @@ def _memory_table(job_plan: "JobPlan") -> "Table":
     headings = (f"{heading} >" for heading in _MEMORY_COLUMNS.values())
     table = _table(title, "stage", "layers >", *headings, "verdict")
     stages = job_plan.forecast.memory
-    for stage in stages[:_SHOWN_STAGES]:
+    fullest = sorted(stages, key=lambda stage: stage.total_bytes)[-_SHOWN_STAGES:]
+    for stage in sorted(fullest, key=lambda stage: stage.stage):
         table.add_row(
             str(stage.stage),
             str(job_plan.placement.stage_layers[stage.stage]),
@@ -157,7 +158,9 @@ def _memory_table(job_plan: "JobPlan") -> "Table":
             _verdict_text(stage),
         )
     if len(stages) > _SHOWN_STAGES:
-        table.caption = f"... and {len(stages) - _SHOWN_STAGES} more stages; --json has all"
+        table.caption = (
+            f"... and {len(stages) - _SHOWN_STAGES} stages with less; --json has all"
+        )
     return table
 
 
