@@ -1,6 +1,8 @@
 """Reports are functions of events: each figure is checked against one worked out by hand."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +44,16 @@ from trimtab.core.plan import (
     TimePart,
     Wave,
 )
-from trimtab.orchestrator.report import RunRecord, RunReport, compare, summarize
+from trimtab.monitor.store import EventStore
+from trimtab.orchestrator.cli.main import main
+from trimtab.orchestrator.report import (
+    RunRecord,
+    RunReport,
+    compare,
+    read_record,
+    summarize,
+)
+from trimtab.orchestrator.rundir import RunDir, RunState
 
 MIXED = (((0, 1), (0,)), ((2,), (1,)), ((3,), (2,)))
 WIDE = (((0, 1, 2, 3), (0, 1, 2)),)
@@ -379,3 +390,72 @@ def test_a_report_is_a_json_document_that_round_trips() -> None:
     report = report_of(attempt(1), planned(1), finished(1, 1.0))
     assert serde.from_json(RunReport, serde.to_json(report)) == report
     assert json.loads(serde.to_json(report))["type"] == "RunReport"
+
+
+def store_run(root: Path, job_id: str, *events: AnyEvent) -> str:
+    handle = JobHandle(scheduler="local", job_id=job_id)
+    stored = replace(request(), handle=handle, run_dir=str(root / job_id))
+    state = RunState(
+        name="demo",
+        num_ranks=4,
+        state=JobState.SUCCEEDED,
+        reason="all steps done",
+        attempt=1,
+        submitted_s=0.0,
+    )
+    run = RunDir.create(stored, plan=job_plan(step_s=1.0), state=state)
+    with EventStore.create(run.events) as store:
+        store.append(events)
+    return str(run.path)
+
+
+def some_events(*, step_s: float) -> list[AnyEvent]:
+    ranks = [rank_started(0, peak=None, note="no datasheet [sic]")]
+    steps = [e for i in range(1, 6) for e in (planned(i), finished(i, step_s, at_s=10.0 * i))]
+    return [attempt(1), *ranks, *steps, rank_step(5, 0, forward_s=1.0, waiting_s=1.0)]
+
+
+def test_a_stored_run_reads_as_what_was_recorded(tmp_path: Path) -> None:
+    path = store_run(tmp_path, "20261120-161500-demo", *some_events(step_s=2.0))
+    record = read_record(RunDir.open(Path(path)))
+    assert record.events == tuple(some_events(step_s=2.0))
+    assert summarize(record).goodput_fraction == 0.1, "5 steps of 2 s in 100 s"
+
+
+def test_the_report_is_printed_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = store_run(tmp_path, "20261120-161500-demo", *some_events(step_s=2.0))
+    assert main(["report", path]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "5 of 10 on 4 ranks" in shown
+    assert "median 2 s, p90 2 s, 300 tokens/s over 3 steps (2 warm-up steps" in shown
+    assert "blank: test CPU: no datasheet [sic]" in shown
+    assert "forward │ ████████████ 50% 1 s" in shown
+
+
+def test_the_report_prints_one_json_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = store_run(tmp_path, "20261120-161500-demo", *some_events(step_s=2.0))
+    assert main(["report", path, "--json"]) == 0
+    assert serde.from_json(RunReport, capsys.readouterr().out).num_steps == 5
+
+
+def test_two_runs_are_compared_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast = store_run(tmp_path, "20261120-161500-demo", *some_events(step_s=2.0))
+    slow = store_run(tmp_path, "20261120-161501-demo", *some_events(step_s=3.0))
+    assert main(["compare", fast, slow]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Same batches in all 5 common steps." in shown
+    assert "is 1.50 times as fast" in shown
+    assert "faster in 3 of 3 steps" in shown
+
+
+def test_a_run_that_does_not_exist_is_one_line_and_code_102(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(tmp_path / "nothing")]) == 102
+    assert len(capsys.readouterr().err.splitlines()) == 1
