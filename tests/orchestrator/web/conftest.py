@@ -7,7 +7,7 @@
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -227,7 +227,7 @@ def step_plan(dice: random.Random) -> tuple[StepPlan, tuple[int, ...]]:
 
 def _load(
     slot: int,
-    slots: list[tuple[int, tuple[int, ...]]],
+    slots: Sequence[tuple[int, tuple[int, ...]]],
     sequences: list[list[int]],
     lengths: tuple[int, ...],
 ) -> float:

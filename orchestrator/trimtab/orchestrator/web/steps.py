@@ -9,6 +9,8 @@ from trimtab.core.events import STEP_PARTS
 
 MAX_POINTS: Final = 600
 """More points than this are merged, so that 10,000 steps draw as fast as 100."""
+RECENT_STEPS: Final = 100
+"""The newest steps are never merged."""
 
 Column = list[float | None]
 Fields = Mapping[str, Any]
@@ -108,28 +110,39 @@ def columns(
     rank_parts: Mapping[int, Column] | None = None,
     max_points: int | None = None,
 ) -> dict[str, Any]:
-    """Columns of equal length, one entry a step, or a mean over `bucket` steps.
+    """Columns of equal length, one entry a step.
+
+    The first `num_merged` entries are means over `bucket` steps each.
 
     Args:
         rows: Summarized steps, in order.
         peak_flop_per_s: Of all ranks together; None leaves the MFU blank.
         rank_parts: Parts of one rank by step, in place of the mean over ranks.
-        max_points: Merge steps until there are at most so many; None: never.
+        max_points: Merge older steps until there are at most so many; None: never.
     """
     figures = [_figures(row, peak_flop_per_s=peak_flop_per_s) for row in rows]
     names = list(figures[0]) if figures else list(_NO_FIGURES)
     parts = [_parts(row, rank_parts) for row in rows]
-    bucket = math.ceil(len(rows) / max_points) if max_points and rows else 1
-    table: dict[str, Any] = {
-        "step": [rows[min(i + bucket, len(rows)) - 1].step for i in range(0, len(rows), bucket)]
-    }
+    spans = _spans(len(rows), max_points)
+    table: dict[str, Any] = {"step": [rows[last - 1].step for _, last in spans]}
     for name in names:
-        table[name] = _merged([figure[name] for figure in figures], bucket)
+        table[name] = _merged([figure[name] for figure in figures], spans)
     table["parts"] = [
-        _merged([part[index] for part in parts], bucket) for index in range(len(STEP_PARTS))
+        _merged([part[index] for part in parts], spans) for index in range(len(STEP_PARTS))
     ]
-    table["bucket"] = bucket
-    return table
+    num_merged = sum(last - first > 1 for first, last in spans)
+    bucket = spans[0][1] - spans[0][0] if spans else 1
+    return table | {"bucket": bucket, "num_merged": num_merged}
+
+
+def _spans(num_rows: int, max_points: int | None) -> list[tuple[int, int]]:
+    """First row and the one past the last of every point."""
+    num_old = num_rows - RECENT_STEPS
+    if max_points is None or num_rows <= max_points:
+        return [(row, row + 1) for row in range(num_rows)]
+    size = math.ceil(num_old / (max_points - RECENT_STEPS))
+    old = [(row, min(row + size, num_old)) for row in range(0, num_old, size)]
+    return old + [(row, row + 1) for row in range(num_old, num_rows)]
 
 
 def _figures(row: StepRow, *, peak_flop_per_s: float | None) -> dict[str, float | None]:
@@ -165,10 +178,8 @@ def _parts(row: StepRow, rank_parts: Mapping[int, Column] | None) -> Column:
     return rank_parts.get(row.step, [None] * len(STEP_PARTS))
 
 
-def _merged(values: Column, bucket: int) -> Column:
-    if bucket == 1:
-        return values
-    return [_mean(values[start : start + bucket]) for start in range(0, len(values), bucket)]
+def _merged(values: Column, spans: Sequence[tuple[int, int]]) -> Column:
+    return [_mean(values[first:last]) for first, last in spans]
 
 
 def _mean(values: Column) -> float | None:

@@ -5,6 +5,7 @@ import { byId, count, duration, element, fixed, percent } from "./format.js";
 
 const HEIGHT = 230;
 const MOST_BARS = 120;
+const MOST_DOTS = 60;
 const PART_COLOURS = ["data", "forward", "backward", "attention", "waiting", "sync", "optimizer"];
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -27,19 +28,19 @@ class Chart {
   }
 
   draw(data, { theme }) {
-    const { x, series, format, bars = false, zero = false } = this.describe(data);
+    const { x, series, format, tickFormat, bars = false, zero = false } = this.describe(data);
     this.empty.hidden = x.length > 0;
     this.canvas.hidden = x.length === 0;
     if (!x.length) return;
     const shape = JSON.stringify([theme, bars, series.map((item) => [item.label, item.colour])]);
-    if (shape !== this.#shape) this.#make({ series, format, bars, zero, shape });
+    if (shape !== this.#shape) this.#make({ series, format, tickFormat, bars, zero, shape });
     this.#values = series.map((item) => item.shown ?? item.values);
     this.#plot.setData([x, ...series.map((item) => item.values)]);
     const newest = series.map((item, i) => `${item.label} ${format(latest(this.#values[i]))}`).join(", ");
     this.canvas.setAttribute("aria-label", `${this.label}. Step ${x.at(-1)}: ${newest}`);
   }
 
-  #make({ series, format, bars, zero, shape }) {
+  #make({ series, format, tickFormat, bars, zero, shape }) {
     this.#plot?.destroy();
     this.#shape = shape;
     const axis = {
@@ -52,7 +53,7 @@ class Chart {
       {
         width: this.box.clientWidth,
         height: HEIGHT,
-        padding: [10, 10, 0, 0],
+        padding: [10, 20, 0, 0],
         legend: { show: false },
         cursor: { y: false, points: { size: 6 } },
         scales: {
@@ -61,7 +62,7 @@ class Chart {
         },
         axes: [
           { ...axis, size: 28, space: 60, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000] },
-          { ...axis, size: 58, space: 36, values: (_, ticks) => ticks.map(format) },
+          { ...axis, size: 58, space: 36, values: (_, ticks) => ticks.map((tick) => (tick === 0 ? "0" : (tickFormat ?? format)(tick))) },
         ],
         series: [{}, ...series.map((item) => seriesOptions(item, bars))],
         hooks: { setCursor: [(plot) => this.#legend(plot.cursor.idx)], setData: [(plot) => this.#legend(plot.cursor.idx)] },
@@ -117,9 +118,9 @@ function lossCurves(data) {
   const curves = [{ label: "training", colour: colour("series-1"), values: steps.map((step) => train.get(step) ?? null) }];
   if (data.evaluations.size) {
     const values = steps.map((step) => data.evaluations.get(step)?.loss ?? null);
-    curves.push({ label: "held-out documents", colour: colour("series-2"), values, dots: true });
+    curves.push({ label: "held-out documents", colour: colour("series-2"), values, dots: data.evaluations.size <= MOST_DOTS });
   }
-  return { x: steps, series: curves, format: (value) => fixed(value, 3) };
+  return { x: steps, series: curves, format: (value) => fixed(value, 3), tickFormat: (value) => String(Number(value.toFixed(3))) };
 }
 
 /** Stacked from below; the whole of the first k parts is painted before that of k - 1. */

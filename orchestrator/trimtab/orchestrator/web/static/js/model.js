@@ -9,7 +9,7 @@ export class RunData {
     this.partNames = snapshot.parts;
     this.series = snapshot.series;
     this.bucket = snapshot.series.bucket;
-    this.numMerged = this.bucket > 1 ? this.series.step.length : 0;
+    this.numMerged = snapshot.series.num_merged;
     this.ranks = new Map(snapshot.ranks.map((rank) => [rank.rank, rank]));
     this.evaluations = new Map(snapshot.evaluations.map((item) => [item.step, item]));
     this.checkpoints = snapshot.checkpoints;

@@ -22,7 +22,8 @@ export class PlanView {
     this.slider.addEventListener("input", () => this.#choose(Number(this.slider.value)));
     byId("plan-back").addEventListener("click", () => this.#choose(this.#step - 1));
     byId("plan-next").addEventListener("click", () => this.#choose(this.#step + 1));
-    this.follow.addEventListener("change", () => this.follow.checked && this.update(this.data));
+    this.follow.addEventListener("change", () => this.follow.checked && this.data && this.update(this.data));
+    this.#buttons();
     new ResizeObserver(() => this.#draw()).observe(byId("plan-drawing"));
   }
 
@@ -84,6 +85,7 @@ export class PlanView {
   }
 
   #buttons() {
+    this.slider.disabled = this.#step == null;
     byId("plan-back").disabled = this.#step == null || this.#step <= 1;
     byId("plan-next").disabled = this.#step == null || this.#step >= Number(this.slider.max);
   }

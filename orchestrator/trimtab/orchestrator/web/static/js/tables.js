@@ -33,6 +33,7 @@ export function drawTiles(data) {
   setText("tile-step", duration(data.recentMedian("step_s", 20)));
   const forecast = head.forecast_step_s == null ? "median, last 20 steps" : `forecast ${duration(head.forecast_step_s)}`;
   setText("tile-step-note", forecast);
+  setText("merged-note", data.numMerged ? `Steps before the newest 100 are drawn as means over ${data.bucket} steps each.` : "");
   setText("tile-tokens", count(data.recentMean("tokens_per_s", 10)));
   setText("tile-mfu", percent(data.recentMean("mfu", 10)));
   const note = byId("tile-mfu-note");
@@ -49,7 +50,7 @@ export function drawMfu({ head }) {
   setText("mfu-reason", head.mfu.reason ? `Left blank: ${head.mfu.reason}.` : "");
   setText("mfu-formula", head.mfu.formula);
   setText("mfu-precision", head.mfu.precision);
-  setText("mfu-peak", head.mfu.peak ?? `unknown: ${head.mfu.reason}`);
+  setText("mfu-peak", head.mfu.peak ?? "unknown");
 }
 
 /** What changes with the clock alone; called every second. */
@@ -74,11 +75,16 @@ export function drawRanks(data, now_s) {
     const seen = cell(heard(rank.seen_s, data, now_s), "nowrap");
     seen.dataset.seen = String(rank.seen_s ?? "");
     const where = [rank.device, rank.host, rank.pid ? `pid ${rank.pid}` : ""].filter(Boolean).join(", ");
-    return element("tr", {}, cell(String(rank.rank), "number"), cell(pill(rank.state)), cell(rank.doing), cell(rank.step == null ? DASH : String(rank.step), "number"), seen, cell(where || DASH));
+    return element("tr", {}, cell(String(rank.rank), "number"), cell(pill(stateOf(rank, data))), cell(rank.doing), cell(rank.step == null ? DASH : String(rank.step), "number"), seen, cell(where || DASH));
   });
   fill("ranks", rows);
-  const running = ranks.filter((rank) => rank.state === "running").length;
+  const running = ranks.filter((rank) => stateOf(rank, data) === "running").length;
   setText("ranks-note", ranks.length ? `${running} of ${ranks.length} running` : "");
+}
+
+/** A rank that never told its end is not running once its job has ended. */
+function stateOf(rank, { head }) {
+  return head.ended_s != null && (rank.state === "running" || rank.state === "starting") ? "gone" : rank.state;
 }
 
 export function drawCheckpoints(data) {
