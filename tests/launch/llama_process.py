@@ -17,7 +17,7 @@ from trimtab.core.job import TrainingSpec
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout, SequenceGroup
 
-TEXT = b'"""Reads a text twice."""\n\nimport io\n\n\ndef twice(x):\n    return x * 2\n'
+TEXT = b'"""Reads a caf\xc3\xa9 twice."""\n\nimport io\n\n\ndef twice(x):\n    return x * 2\n'
 IDS = np.array([256, *TEXT, 257], dtype=np.int64)
 
 MODEL = ModelSpec(
@@ -65,7 +65,7 @@ def make(folder: Path) -> dict[str, Any]:
 
 def read(folder: Path) -> dict[str, Any]:
     """Load every exported folder with transformers; tell how far its logits are off."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     off = {}
     for exported in sorted(folder.glob("*-exported*")):
@@ -73,6 +73,9 @@ def read(folder: Path) -> dict[str, Any]:
         theirs = np.load(folder / f"{exported.name.split('-')[0]}.npy")
         off[exported.name] = float(np.abs(_logits(module.eval()) - theirs).max())
         assert module.config.eos_token_id == 257
+        tokenizer = AutoTokenizer.from_pretrained(exported)
+        assert tokenizer(TEXT.decode()).input_ids == IDS[:-1].tolist()
+        assert tokenizer.decode(IDS, skip_special_tokens=True) == TEXT.decode()
     return off
 
 
@@ -92,10 +95,10 @@ def run(folder: Path) -> dict[str, Any]:
         huggingface.load_hugging_face(folder / case, engine.ddp, model)
         losses[case] = [before, _our_loss(engine)]
         exported = folder / f"{case}-exported"
-        huggingface.export_hugging_face(engine.module, model, exported, bos=256, eos=257)
+        huggingface.export_hugging_face(engine.module, model, exported, tokenizer="byte")
     huggingface._SHARD_BYTES = 30_000
     exported = folder / f"{case}-exported-in-shards"
-    huggingface.export_hugging_face(engine.ddp, model, exported, bos=256, eos=257)
+    huggingface.export_hugging_face(engine.ddp, model, exported, tokenizer="byte")
     torch.distributed.destroy_process_group()
     return losses
 

@@ -210,16 +210,18 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_done(tmp_path: Path)
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="exists and is not empty"):
-        export_hugging_face(Bare(MODEL), MODEL, tmp_path / "full")
+        export_hugging_face(Bare(MODEL), MODEL, tmp_path / "full", tokenizer="byte")
     broken = named_parameters(Bare(MODEL)) | {"output_layer.weight": None}
     with pytest.raises(AttributeError):
-        export_weights(broken, MODEL, tmp_path / "half")  # type: ignore[arg-type]
+        export_weights(broken, MODEL, tmp_path / "half", tokenizer="byte")  # type: ignore[arg-type]
 
-    export_hugging_face(Bare(MODEL), MODEL, tmp_path / "empty")
+    export_hugging_face(Bare(MODEL), MODEL, tmp_path / "empty", tokenizer="byte")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == [
         "config.json",
         "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
     ]

@@ -12,6 +12,7 @@ from trimtab.launch.runtime.tokenization import (
     ByteDocuments,
     TokenizedDocuments,
     load_json_tokenizer,
+    save_tokenizer,
 )
 
 TEXTS = {"a.txt": "the cat sat", "b.txt": "the </s> mat", "c.txt": "caf\u00e9"}
@@ -162,3 +163,19 @@ def test_four_ranks_may_fill_the_cache_at_once(tmp_path: Path) -> None:
 
     assert answers == [all_ids(TokenizedDocuments(documents, tokenizer, cache_dir=None))] * 4
     assert len(list(cache.glob("tokens-*[!k]"))) == 1
+
+
+def test_a_saved_tokenizer_gives_the_same_ids_and_marks(tmp_path: Path) -> None:
+    path = tokenizer_file(tmp_path, special=("<unk>", "<|endoftext|>"))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "bytes").mkdir()
+
+    assert save_tokenizer(str(path), tmp_path / "copy") == (1, 1)
+    assert save_tokenizer("byte", tmp_path / "bytes") == (256, 257)
+
+    again = load_json_tokenizer(str(tmp_path / "copy"))
+    assert (again.bos, again.eos, again.vocab) == (1, 1, load_json_tokenizer(str(path)).vocab)
+    of_bytes = load_json_tokenizer(str(tmp_path / "bytes"))
+    assert (of_bytes.bos, of_bytes.eos, of_bytes.vocab) == (256, 257, 259)
+    text = "".join(map(chr, range(0x3000)))
+    assert of_bytes.encoder.encode(text, add_special_tokens=False).ids == list(text.encode())

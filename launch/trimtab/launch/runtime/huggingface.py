@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from trimtab.core.errors import InputError
 from trimtab.core.model import ModelSpec
+from trimtab.launch.runtime.tokenization import save_tokenizer
 from trimtab.launch.runtime.weight_names import (
     hugging_face_names,
     hugging_face_shapes,
@@ -64,11 +65,10 @@ def export_hugging_face(
     model: ModelSpec,
     folder: Path,
     *,
-    bos: int | None = None,
-    eos: int | None = None,
+    tokenizer: str,
 ) -> None:
     """Write a whole `GPTModel` as a folder that transformers loads; see `export_weights`."""
-    export_weights(named_parameters(module), model, folder, bos=bos, eos=eos)
+    export_weights(named_parameters(module), model, folder, tokenizer=tokenizer)
 
 
 @torch.no_grad()
@@ -77,20 +77,19 @@ def export_weights(
     model: ModelSpec,
     folder: Path,
     *,
-    bos: int | None = None,
-    eos: int | None = None,
+    tokenizer: str,
 ) -> None:
-    """Write `config.json` and safetensors; the folder appears whole or not at all.
+    """Write weights, configuration and tokenizer; the folder appears whole or not at all.
 
     Args:
         parameters: By megatron-core's names, whole (not sharded).
         model: What the parameters are of.
         folder: To be made; may exist if it is empty.
-        bos: Id that begins a document, for generation.
-        eos: Id that ends one.
+        tokenizer: The job's `data.tokenizer`, written beside the weights.
 
     Raises:
-        InputError: The model has no Llama-type counterpart, or the folder holds something.
+        InputError: The model has no Llama-type counterpart, the folder holds something, or the
+            tokenizer is not there any more.
     """
     refuse_unlike_llama(model, doing="export")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -99,6 +98,7 @@ def export_weights(
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         dtype = next(iter(parameters.values())).dtype
+        bos, eos = save_tokenizer(tokenizer, made)
         config = _config(model, dtype=dtype) | {"bos_token_id": bos, "eos_token_id": eos}
         _write_json(made / "config.json", config)
         _write_weights(parameters, model, made)

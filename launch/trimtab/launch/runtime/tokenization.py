@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -149,6 +149,55 @@ def load_json_tokenizer(path: str) -> JsonTokenizer:
         encoder=encoder,
         digest=digest,
     )
+
+
+def save_tokenizer(tokenizer: str, folder: Path) -> tuple[int, int]:
+    """Write what `data.tokenizer` names so that transformers loads it; return BOS and EOS.
+
+    Raises:
+        InputError: As `load_json_tokenizer`.
+    """
+    if tokenizer == BYTE_TOKENIZER:
+        names = {BYTE_BOS: "<bos>", BYTE_EOS: "<eos>", BYTE_PAD: "<pad>"}
+        bos, eos = BYTE_BOS, BYTE_EOS
+        _byte_encoder(names).save(str(folder / "tokenizer.json"))
+    else:
+        loaded = load_json_tokenizer(tokenizer)
+        bos, eos = loaded.bos, loaded.eos
+        names = {mark: loaded.encoder.id_to_token(mark) for mark in (bos, eos)}
+        shutil.copyfile(loaded.path, folder / "tokenizer.json")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": names[bos],
+        "eos_token": names[eos],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return bos, eos
+
+
+def _byte_encoder(names: Mapping[int, str]) -> Any:
+    """The byte tokenizer as a `tokenizers.Tokenizer` that begins texts with BOS.
+
+    Byte-level BPE without merges; its letters for bytes are GPT-2's: printable Latin-1 stands
+    for itself, the other bytes, in order, for U+0100 and on.
+    Source: `bytes_to_unicode` in encoder.py of openai/gpt-2.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable}
+    letters |= {byte: chr(256 + order) for order, byte in enumerate(others)}
+    encoder = Tokenizer(models.BPE({letters[byte]: byte for byte in range(256)}, []))
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    encoder.decoder = decoders.ByteLevel()
+    encoder.add_special_tokens(
+        [AddedToken(names[mark], special=True) for mark in sorted(names)]
+    )
+    encoder.post_processor = processors.TemplateProcessing(
+        single=f"{names[BYTE_BOS]} $A", special_tokens=[(names[BYTE_BOS], BYTE_BOS)]
+    )
+    return encoder
 
 
 def _with_marks(
