@@ -162,8 +162,9 @@ def test_a_file_that_shrinks_while_training_is_named(tmp_path: Path) -> None:
 
 def test_what_cannot_be_found_is_named_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "is missing" not in find_error(tmp_path / "nowhere")
     assert "does not exist; name a file" in find_error(tmp_path / "nowhere")
+    assert "does not exist" in find_error("~no-such-user/texts")
+    assert "cannot be read (File name too long)" in find_error(tmp_path / ("x" * 300))
     assert "has no file that matches '**/*'" in find_error(tmp_path / "empty")
     assert "change data.sources.pattern" in find_error(tmp_path / "empty", pattern="*.md")
     assert "stdlib: finds no .py file" in find_error("stdlib:", pattern="*.rs")

@@ -155,18 +155,13 @@ def find_source(source: DataSource) -> FoundSource:
     """
     if source.path == STDLIB:
         return _find_stdlib(source.pattern)
-    path = Path(source.path).expanduser()
-    if path.is_dir():
-        return _find_in_folder(path, source)
-    pair = _indexed_pair(path)
-    if source.format in ("auto", "megatron") and pair is not None:
-        return FoundSource(format="megatron", root=path.parent, paths=pair)
-    if not path.exists():
-        raise InputError(f"data.sources.path: {path} does not exist; name a file or a folder")
-    if source.format == "megatron":
-        raise InputError(f"data.sources.path: {path} has no .idx and .bin file beside it")
-    format_ = _format_of([path], source)
-    return FoundSource(format=format_, root=path.parent, paths=(path,))
+    path = Path(os.path.expanduser(source.path))  # noqa: PTH111  Path's raises for no such user
+    try:
+        if path.is_dir():
+            return _find_in_folder(path, source)
+        return _find_file(path, source)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def read_text(documents: TextDocuments, document: int) -> bytes:
@@ -187,6 +182,18 @@ def _find_stdlib(pattern: str) -> FoundSource:
             f"{pattern!r}; name a folder of documents instead"
         )
     return FoundSource(format="text", root=root, paths=tuple(found))
+
+
+def _find_file(path: Path, source: DataSource) -> FoundSource:
+    pair = _indexed_pair(path)
+    if source.format in ("auto", "megatron") and pair is not None:
+        return FoundSource(format="megatron", root=path.parent, paths=pair)
+    if not path.exists():
+        raise InputError(f"data.sources.path: {path} does not exist; name a file or a folder")
+    if source.format == "megatron":
+        raise InputError(f"data.sources.path: {path} has no .idx and .bin file beside it")
+    format_ = _format_of([path], source)
+    return FoundSource(format=format_, root=path.parent, paths=(path,))
 
 
 def _find_in_folder(folder: Path, source: DataSource) -> FoundSource:
