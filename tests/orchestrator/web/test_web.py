@@ -3,12 +3,12 @@ import json
 import re
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -264,11 +264,12 @@ def updates(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
 def stream_of(
     sample: Sample, query: str, **headers: str
 ) -> Iterator[Iterator[tuple[int, dict[str, Any]]]]:
-    with served(sample) as address, httpx.Client(timeout=30) as client:
+    with served(sample) as address:
         url = f"{address}/api/runs/{sample.job_id}/stream?{query}"
-        with client.stream("GET", url, headers=headers) as response:
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as response:
             assert response.headers["content-type"].startswith("text/event-stream")
-            yield updates(response.iter_lines())
+            yield updates(line.decode().rstrip("\n") for line in response)
 
 
 def test_new_steps_are_sent_as_they_are_stored(sample: Sample) -> None:

@@ -104,7 +104,7 @@ def test_the_mfu_is_blank_and_the_page_says_why(page: Page, sample: Any) -> None
     sample.start().steps(1, 3)
     tab = page.open(f"/runs/{sample.job_id}")
     text_is(tab, "#mfu-reason", f"Left blank: {NO_PEAK}.")
-    assert tab.locator("#tile-mfu").inner_text() == "–"
+    assert tab.locator("#tile-mfu").inner_text() == "\N{EN DASH}"
     assert not tab.locator("#chart-mfu").is_visible()
     text_is(tab, "#mfu-precision", "fp32")
     assert "6 x matmul parameters" in tab.locator("#mfu-formula").inner_text()

@@ -1,5 +1,6 @@
 """`trimtab dashboard`: the page that shows a run while it trains, and afterwards."""
 
+import contextlib
 import ipaddress
 import os
 import sys
@@ -74,7 +75,8 @@ def _serve(
         typer.echo(f"Dashboard: {url}   (Ctrl-C ends it, the run goes on)")
         if _has_browser() if open_browser is None else open_browser:
             webbrowser.open(url)
-        make_server(root, host=host).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+            make_server(root, host=host).run(sockets=[listener])
 
 
 def _print_runs(root: Path) -> str | None:
