@@ -48,8 +48,8 @@ def test_the_gpt_models_have_their_nominal_size(size: str, billions: float) -> N
     assert model.num_parameters == pytest.approx(billions * 1e9, rel=1e-3)
 
 
-def test_the_demo_model_has_about_a_million_parameters() -> None:
-    assert 0.5e6 < load_model(MODELS / "demo.yaml").num_parameters < 2e6
+def test_the_demo_model_is_small_enough_for_a_laptop() -> None:
+    assert 0.2e6 < load_model(MODELS / "demo.yaml").num_parameters < 2e6
 
 
 def test_gpt2_small_has_the_parameters_of_its_checkpoint() -> None:

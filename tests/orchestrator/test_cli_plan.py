@@ -93,6 +93,13 @@ def test_without_a_peak_the_mfu_is_blank_with_the_reason(
     assert "MFU -\nno MFU: the peak of the device at fp32 is unknown" in capsys.readouterr().out
 
 
+def test_text_of_the_user_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", LLAMA, "name='[/red] [bold]x'", "cluster.name='[/b]'"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("[/red] [bold]x: llama-3-8b")
+    assert "([/b])" in text
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

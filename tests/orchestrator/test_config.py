@@ -193,7 +193,7 @@ def test_a_layout_that_does_not_fill_the_ranks_is_refused(job_file: Path) -> Non
         ("training.num_steps=-3", "training.num_steps: expected a whole number >= 1, got -3"),
         ("training.num_steps=", "training.num_steps: expected int, got None"),
         ("training.decay=cosin", "unknown value 'cosin'; did you mean 'cosine'?"),
-        ("training=3", "training: expected a path or a mapping, got 3"),
+        ("training=3", "training: expected a mapping, got 3"),
         ("name.x=3", "name"),
         ("num_ranks=17", "num_ranks: the cluster 'two-nodes' has 16 GPUs, got 17"),
         ("num_ranks=two", "num_ranks: expected a whole number >= 1, got 'two'"),

@@ -333,5 +333,6 @@ def _texts(value: Any, *, path: str) -> Iterator[tuple[str, str]]:
 
 def _mapping(value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a path or a mapping, got {value!r}")
+        expected = "a path or a mapping" if path in _REFERENCES else "a mapping"
+        raise InputError(f"{path}: expected {expected}, got {value!r}")
     return value

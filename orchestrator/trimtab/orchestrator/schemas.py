@@ -1,9 +1,11 @@
 """JSON Schema (draft 2020-12) of what `plan --json` and `plan-step --json` print.
 
-`docs/schemas/` holds the same documents as files; a test keeps them equal.
+`docs/schemas/` holds the same documents as files; a test keeps them equal. To write them anew:
+`python -m trimtab.orchestrator.schemas docs/schemas`.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,7 @@ def write_schemas(folder: Path) -> None:
 def schema_text(schema: _Schema) -> str:
     """A schema as its file reads."""
     return json.dumps(schema, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    write_schemas(Path(sys.argv[1]))

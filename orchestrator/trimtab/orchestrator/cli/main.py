@@ -86,9 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error.format_message(), ExitCode.USAGE)
     except typer.Abort:
         return _fail("interrupted", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
     return int(result or ExitCode.OK)
 
 

@@ -89,21 +89,24 @@ def _fixed(settings: list[str] | None) -> dict[str, int] | None:
 
 def show_plan(out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note: str) -> None:
     """Print a plan as tables."""
+    from rich.markup import escape
+
     from trimtab.core.units import count_text
 
+    gpus = f"{job.cluster.num_gpus} x {', '.join(job.cluster.gpu_names)}"
     out.print(
-        f"[bold]{job.name}[/bold]: {job.model.name}, "
+        f"[bold]{escape(job.name)}[/bold]: {escape(job.model.name)}, "
         f"{count_text(job.model.num_parameters)} parameters, on {job.num_ranks} of "
-        f"{job.cluster.num_gpus} x {', '.join(job.cluster.gpu_names)} ({job.cluster.name})"
+        f"{escape(gpus)} ({escape(job.cluster.name)})"
     )
-    out.print(f"batch: {batch_note}", style="dim")
+    out.print(f"batch: {batch_note}", style="dim", markup=False)
     layout = job_plan.layout
     out.print(
         f"\n[bold]layout {layout}[/bold]  zero {layout.zero}, recompute {layout.recompute}, "
         f"{layout.micro_batch_seqs} sequences a micro-batch"
         + (", sequence parallel" if layout.sequence_parallel else "")
     )
-    out.print(job_plan.reason)
+    out.print(job_plan.reason, markup=False)
     _show_forecast(out, job_plan.forecast)
     out.print(_memory_table(job_plan))
     if job_plan.alternatives:
@@ -112,6 +115,8 @@ def show_plan(out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note
 
 
 def _show_forecast(out: "Console", forecast: "Forecast") -> None:
+    from rich.markup import escape
+
     from trimtab.core.units import count_text, duration_text
     from trimtab.orchestrator.documents import mfu_note
 
@@ -127,7 +132,7 @@ def _show_forecast(out: "Console", forecast: "Forecast") -> None:
         f"{count_text(forecast.num_tokens)} tokens a step, "
         f"[bold]{count_text(forecast.tokens_per_s)} tokens/s[/bold], "
         f"{count_text(per_gpu)} tokens/s/GPU, bubble {forecast.bubble_fraction:.1%}, "
-        f"constants: {forecast.evidence}"
+        f"constants: {escape(forecast.evidence)}"
     )
     out.print(f"MFU [bold]{_mfu_text(forecast)}[/bold]")
     out.print(mfu_note(forecast), style="dim")
@@ -189,9 +194,11 @@ def _alternatives_table(job_plan: "JobPlan") -> "Table":
 def _show_rejected(out: "Console", job_plan: "JobPlan") -> None:
     if not job_plan.rejected:
         return
+    from rich.markup import escape
+
     table = _table("Ruled out", "layout", "reason")
     for rejected in job_plan.rejected[:_SHOWN_REJECTED]:
-        table.add_row(str(rejected.layout), rejected.reason)
+        table.add_row(str(rejected.layout), escape(rejected.reason))
     rest = len(job_plan.rejected) - _SHOWN_REJECTED
     if rest > 0:
         table.caption = f"... and {rest} more; --json has them all"

@@ -91,11 +91,13 @@ def _show(
     num_ranks: int,
     uniform: "StepPlan | None",
 ) -> None:
+    from rich.markup import escape
+
     from trimtab.core.units import duration_text
 
     out.print(
         f"[bold]{len(lengths)} sequences[/bold], {sum(lengths):,} tokens, longest "
-        f"{max(lengths):,}, on {num_ranks} GPUs with profile {profile.name} "
+        f"{max(lengths):,}, on {num_ranks} GPUs with profile {escape(profile.name)} "
         f"({profile.evidence}, {profile.token_cap:,} tokens a GPU)"
     )
     out.print(
