@@ -13,7 +13,7 @@ RECOMPUTES: tuple[str, ...] = get_args(Recompute)
 FitVerdict = Literal["fits", "tight", "oom"]
 FIT_VERDICTS: tuple[str, ...] = get_args(FitVerdict)
 
-PlanMethod = Literal["heuristic", "uniform", "fallback"]
+PlanMethod = Literal["heuristic", "uniform", "fallback", "probe"]
 PLAN_METHODS: tuple[str, ...] = get_args(PlanMethod)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from trimtab.core.errors import InfeasibleError
 from trimtab.core.job import Grouping, JobSpec
-from trimtab.core.plan import Layout, StepPlan
+from trimtab.core.plan import Layout, StepPlan, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.planners.costs import analytic_profile
 from trimtab.planners.sequences import plan_step, uniform_step
@@ -32,20 +32,48 @@ class StepPlanner:
         """
         if self.grouping == "uniform":
             return self._uniform(lengths, degree=self.uniform_degree)
-        degrees = self.degrees
         if self.grouping == "probe":
-            degrees = degrees[step % len(degrees) :]
+            return self._probe(lengths, smallest=self.degrees[step % len(self.degrees)])
         return plan_step(
             lengths,
             profile=self.profile,
             num_ranks=self.num_ranks,
             clock=time.perf_counter,
-            degrees=degrees,
+            degrees=self.degrees,
         )
 
     def fallback(self, lengths: Sequence[int]) -> StepPlan:
         """One degree for all sequences: quick to find, whatever the batch."""
         return replace(self._uniform(lengths, degree=None), method="fallback")
+
+    def _probe(self, lengths: Sequence[int], *, smallest: int) -> StepPlan:
+        """Each sequence in groups of the least degree from `smallest` that holds it."""
+        plans: list[StepPlan] = []
+        for degree in self.degrees[self.degrees.index(smallest) :]:
+            members = [
+                index
+                for index, length in enumerate(lengths)
+                if degree == self._least_degree(length, smallest=smallest)
+            ]
+            if members:
+                part = self._uniform([lengths[index] for index in members], degree=degree)
+                plans.append(_renumbered(part, members))
+        return StepPlan(
+            waves=tuple(wave for plan in plans for wave in plan.waves),
+            paths=tuple(path for plan in plans for path in plan.paths),
+            step_s=sum(plan.step_s for plan in plans),
+            lower_bound_s=max(plan.lower_bound_s for plan in plans),
+            method="probe",
+            solve_s=sum(plan.solve_s for plan in plans),
+            reason=f"measures what groups of {smallest} and more ranks cost",
+        )
+
+    def _least_degree(self, length: int, *, smallest: int) -> int:
+        """The least degree that holds a sequence; the largest where none does."""
+        return next(
+            (d for d in self.degrees if d >= smallest and length <= d * self.profile.token_cap),
+            self.degrees[-1],
+        )
 
     def _uniform(self, lengths: Sequence[int], *, degree: int | None) -> StepPlan:
         return uniform_step(
@@ -87,3 +115,17 @@ def step_planner(job: JobSpec, layout: Layout) -> StepPlanner:
         grouping=job.step_planning.grouping,
         uniform_degree=job.step_planning.uniform_degree,
     )
+
+
+def _renumbered(plan: StepPlan, members: Sequence[int]) -> StepPlan:
+    """`plan` of a part of a batch, in terms of the batch: sequence i is `members[i]`."""
+    waves = tuple(
+        Wave(
+            groups=tuple(
+                replace(group, sequences=tuple(members[index] for index in group.sequences))
+                for group in wave.groups
+            )
+        )
+        for wave in plan.waves
+    )
+    return replace(plan, waves=waves)
