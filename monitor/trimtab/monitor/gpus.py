@@ -36,7 +36,10 @@ class GpuSampler:
         """One event for each GPU that answers; a figure the GPU does not know is 0."""
         if self._nvml is None:
             return ()
-        count = self._nvml.nvmlDeviceGetCount()
+        try:
+            count = self._nvml.nvmlDeviceGetCount()
+        except self._nvml.NVMLError:
+            return ()  # the driver went away; samples must never end a run
         samples = (self._sample_one(index, now_s=now_s) for index in range(count))
         return tuple(sample for sample in samples if sample is not None)
 

@@ -132,6 +132,8 @@ class EventStore:
             RunDirError: The file cannot be written (a full disk, say).
         """
         rows = [_row(event) for event in events]
+        if not rows:
+            return
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             with self._connection:

@@ -7,6 +7,8 @@ from trimtab.core.events import StepPlanned
 from trimtab.core.job import Request
 from trimtab.core.plan import SequenceGroup
 from trimtab.core.profile import StepProfile
+from trimtab.orchestrator.step_planning import step_planner
+from trimtab.planners.costs import group_s
 
 
 def plan_document(
@@ -16,12 +18,12 @@ def plan_document(
 
     Args:
         event: The plan and the lengths it is for.
-        request: Holds the profile that predicts; without one, waves are drawn equally long
-            and `seconds` is null.
+        request: What runs: its planner's profile predicts. Where that has none (no profile, and
+            a device of unknown peak), `seconds` is null and waves are drawn equally long.
         measured_s: What the step took, once it has finished.
     """
     plan = event.plan
-    profile = request.job.profile
+    profile = _profile(request)
     waves = [
         _wave_document([_group_document(group, event, profile) for group in wave.groups])
         for wave in plan.waves
@@ -40,6 +42,13 @@ def plan_document(
         "num_tokens": sum(event.lengths),
         "longest": max(event.lengths, default=0),
     }
+
+
+def _profile(request: Request) -> StepProfile | None:
+    try:
+        return step_planner(request.job, request.layout).profile
+    except TrimtabError:
+        return None
 
 
 def _wave_document(groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -65,8 +74,6 @@ def _group_document(
 def _group_s(lengths: list[int], degree: int, *, profile: StepProfile | None) -> float | None:
     if profile is None:
         return None
-    from trimtab.planners.costs import group_s
-
     try:
         return group_s(lengths, degree, profile=profile)
     except TrimtabError:
