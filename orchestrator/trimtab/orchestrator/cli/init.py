@@ -31,8 +31,15 @@ def init(
             write_template(target.name, target)
         typer.echo(f"{'would write' if dry_run else 'wrote'} {target}")
     if not dry_run:
-        job = folder / "job.yaml"
-        typer.echo(f"next: trimtab plan {job}    and    trimtab submit -s local {job}")
+        _print_next(folder)
+
+
+def _print_next(folder: Path) -> None:
+    job, profile = folder / "job.yaml", folder / "profile.json"
+    typer.echo("next:")
+    typer.echo(f"  trimtab calibrate {job} --out {profile}")
+    typer.echo(f"  trimtab plan {job} profile={profile}")
+    typer.echo(f"  trimtab submit {job} profile={profile}")
 
 
 def write_template(name: str, target: Path) -> None:
