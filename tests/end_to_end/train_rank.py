@@ -3,8 +3,8 @@
     python train_rank.py CONFIG.json    (RANK and WORLD_SIZE in the environment)
 
 Writes losses of all steps, gradient norms, and the gradients of the first step to
-`OUT/rank-N.json` and `OUT/gradients-N.pt`. `fault` breaks one thing on purpose, so that the tests
-can show that they would notice.
+`OUT/rank-N.json` and `OUT/gradients-N.pt`. `fault` breaks one thing on purpose, so that the
+tests can show that they would notice.
 """
 
 import json
@@ -22,7 +22,11 @@ from trimtab.core.events import AnyEvent, EvaluationFinished, StepFinished, Step
 from trimtab.core.job import JobSpec
 from trimtab.core.plan import Layout, StepPlan
 from trimtab.launch.plans import PlanAnswer
-from trimtab.launch.runtime import attention, packing, worker
+from trimtab.launch.runtime import attention, engine_megatron, worker
+
+ENGINE: Any = engine_megatron.MegatronEngine
+ATTENTION: Any = attention
+WORKER: Any = worker
 
 
 class GivenPlans:
@@ -31,12 +35,12 @@ class GivenPlans:
     def __init__(self, plans: Sequence[StepPlan]) -> None:
         self._plans = plans
 
-    def prefetch(self, step: int, lengths: Sequence[int]) -> None: ...
+    def prefetch(self, _step: int, _lengths: Sequence[int]) -> None: ...
 
-    def take(self, step: int, lengths: Sequence[int]) -> PlanAnswer:
+    def take(self, step: int, _lengths: Sequence[int]) -> PlanAnswer:
         return PlanAnswer(plan=self._plans[step - 1])
 
-    def fast(self, lengths: Sequence[int]) -> StepPlan:
+    def fast(self, _lengths: Sequence[int]) -> StepPlan:
         return self._plans[-1]
 
 
@@ -49,7 +53,7 @@ class Recorder:
     def emit(self, event: AnyEvent) -> None:
         self.events.append(event)
 
-    def progress(self, step: int, doing: Callable[[], str]) -> None: ...
+    def progress(self, _step: int, _doing: Callable[[], str]) -> None: ...
 
 
 def main() -> None:
@@ -96,9 +100,9 @@ def _results(events: Sequence[AnyEvent]) -> dict[str, Any]:
 
 def _record_first_gradients(path: Path) -> None:
     """Save the summed gradients of the first step, gathered from the shards of all ranks."""
-    original = worker.MegatronEngine.sync_gradients
+    original = ENGINE.sync_gradients
 
-    def sync_gradients(engine: worker.MegatronEngine) -> None:
+    def sync_gradients(engine: Any) -> None:
         if not path.exists():
             gradients = {
                 name: parameter.main_grad.clone()
@@ -109,28 +113,28 @@ def _record_first_gradients(path: Path) -> None:
             torch.save(gradients, path)
         original(engine)
 
-    worker.MegatronEngine.sync_gradients = sync_gradients  # type: ignore[method-assign]
+    ENGINE.sync_gradients = sync_gradients
 
 
 def _break(fault: str | None) -> None:
     if fault == "mask":  # attention sees the documents packed before
-        attend = attention.attend_documents
-        attention.attend_documents = lambda q, k, v, lengths: attend(q, k, v, (sum(lengths),))
+        attend = ATTENTION.attend_documents
+        ATTENTION.attend_documents = lambda q, k, v, lengths: attend(q, k, v, (sum(lengths),))
     elif fault == "position":  # positions do not start anew in each document
-        original = packing.pack_share
+        original = WORKER.pack_share
 
         def shifted(*args: Any, **options: Any) -> Any:
             share = original(*args, **options)
             return replace(share, positions_t=torch.arange(len(share.positions_t)))
 
-        worker.pack_share = shifted  # type: ignore[attr-defined]
+        WORKER.pack_share = shifted
     elif fault == "weighting":  # a mean over sequences instead of tokens
-        loss_sum = worker.MegatronEngine.loss_sum
+        loss_sum = ENGINE.loss_sum
 
-        def weighted(engine: worker.MegatronEngine, share: Any) -> torch.Tensor:
+        def weighted(engine: Any, share: Any) -> Any:
             return loss_sum(engine, share) * (1 + 1 / len(share.document_lengths))
 
-        worker.MegatronEngine.loss_sum = weighted  # type: ignore[method-assign]
+        ENGINE.loss_sum = weighted
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_loss_and_export_equal_those_of_transformers(
 ) -> None:
     folder, their_losses = made
     our_losses = in_process("run", folder)
-    assert our_losses.keys() == {"llama", "tied", "biases", "mistral"}
+    assert our_losses.keys() == {"llama", "tied", "biases", "mistral", "qwen2"}
     for case, (before, after) in our_losses.items():
         assert abs(before - their_losses[case]) > 1e-3
         assert after == pytest.approx(their_losses[case], abs=1e-4)

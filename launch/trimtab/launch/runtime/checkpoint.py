@@ -45,14 +45,23 @@ class LoadedCheckpoint:
     step: int
     """Steps finished before it was written; 0: nothing was found."""
     path: Path | None
+    data: str
+    """Fingerprint of the corpus it was trained on."""
     passed_over: tuple[str, ...]
     """Why newer checkpoints were not used, one line each."""
 
 
-def save(engine: MegatronEngine, root: Path, *, step: int, keep: int) -> SavedCheckpoint:
+def save(
+    engine: MegatronEngine, root: Path, *, step: int, keep: int, data: str
+) -> SavedCheckpoint:
     """Write the state after `step`; collective over all ranks.
 
-    Keeps the newest `keep` checkpoints and removes the others.
+    Args:
+        engine: Whose state.
+        root: The folder of the checkpoints.
+        step: Number of steps finished.
+        keep: How many checkpoints to keep; older ones are removed.
+        data: The corpus's fingerprint, for a resume to notice that documents have changed.
     """
     final = root / f"step-{step:08d}"
     aside = root / f".{final.name}.partial"
@@ -64,7 +73,7 @@ def save(engine: MegatronEngine, root: Path, *, step: int, keep: int) -> SavedCh
     strategy.thread_count = 1
     megatron.dist_checkpointing.save(_state(engine, loading=False), str(aside), strategy)
     dist.barrier()
-    num_bytes = _publish(aside, final, step=step) if dist.get_rank() == 0 else 0
+    num_bytes = _publish(aside, final, data=data) if dist.get_rank() == 0 else 0
     if dist.get_rank() == 0:
         _prune(root, keep=keep)
     dist.barrier()
@@ -83,18 +92,19 @@ def load_latest(engine: MegatronEngine, root: Path) -> LoadedCheckpoint:
     if path is None:
         if passed_over:
             raise InputError(f"checkpoints: none in {root} is whole: {'; '.join(passed_over)}")
-        return LoadedCheckpoint(step=0, path=None, passed_over=())
+        return LoadedCheckpoint(step=0, path=None, data="", passed_over=())
     step = step_of(path)
     _load(engine, path)
     engine.resume_schedule(step)
-    return LoadedCheckpoint(step=step, path=path, passed_over=passed_over)
+    data = _read_manifest(path)["data"]
+    return LoadedCheckpoint(step=step, path=path, data=data, passed_over=passed_over)
 
 
 def fault(path: Path) -> str | None:
     """Why the checkpoint at `path` cannot be used, or None if it is whole."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        version, files = manifest["version"], manifest["files"]
+        manifest = _read_manifest(path)
+        version, files, _ = manifest["version"], manifest["files"], manifest["data"]
     except FileNotFoundError:
         return f"{path.name} has no {_MANIFEST}"
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
@@ -114,6 +124,11 @@ def fault(path: Path) -> str | None:
 def step_of(path: Path) -> int:
     """The step in a checkpoint directory's name."""
     return int(path.name.removeprefix("step-"))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    return manifest
 
 
 def _state(engine: MegatronEngine, *, loading: bool) -> dict[str, Any]:
@@ -170,7 +185,7 @@ def _newest_whole(root: Path) -> tuple[Path | None, tuple[str, ...]]:
     return None, tuple(passed_over)
 
 
-def _publish(aside: Path, final: Path, *, step: int) -> int:
+def _publish(aside: Path, final: Path, *, data: str) -> int:
     files = {
         str(file.relative_to(aside)): file.stat().st_size
         for file in sorted(aside.rglob("*"))
@@ -178,7 +193,7 @@ def _publish(aside: Path, final: Path, *, step: int) -> int:
     }
     manifest = aside / _MANIFEST
     with manifest.open("w", encoding="utf-8") as stream:
-        json.dump({"version": _VERSION, "step": step, "files": files}, stream)
+        json.dump({"version": _VERSION, "data": data, "files": files}, stream)
         stream.flush()
         os.fsync(stream.fileno())
     shutil.rmtree(final, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
 _FACTORIES = (
@@ -107,6 +108,8 @@ def _patch_random_state() -> None:
 
 
 def _patch_factories() -> None:
+    # torch remembers its factories at the first `with torch.device(...)`: let it be these.
+    _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 

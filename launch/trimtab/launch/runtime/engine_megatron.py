@@ -185,6 +185,7 @@ def _transformer_config(model: ModelSpec, layout: Layout, *, precision: Precisio
         normalization="RMSNorm" if model.norm == "rmsnorm" else "LayerNorm",
         layernorm_epsilon=model.norm_eps,
         add_bias_linear=model.biases,
+        add_qkv_bias=model.qkv_biases,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bf16=precision == "bf16",

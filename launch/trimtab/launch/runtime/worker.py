@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from trimtab.core.errors import NoRestartError
+from trimtab.core.errors import InputError, NoRestartError
 from trimtab.core.events import (
     Alert,
     CheckpointSaved,
@@ -111,6 +111,7 @@ class Trainer:
             model_vocab=job.model.vocab,
             cache_dir=run_dir / "tokens",
         )
+        self._check_same_documents()
         self._sampler = BatchSampler(
             self._corpus,
             seed=job.training.seed,
@@ -284,6 +285,7 @@ class Trainer:
             self._checkpoints,
             step=self.finished_steps,
             keep=self._job.checkpoint.keep,
+            data=self._corpus.fingerprint,
         )
         self._saved_step = self.finished_steps
         if self._rank == 0:
@@ -309,11 +311,25 @@ class Trainer:
                 huggingface.load_hugging_face(folder, self.engine.module, self._job.model)
                 self.engine.optimizer.reload_model_params()
             return 0
+        if loaded.data != self._corpus.fingerprint:
+            self._alert(
+                "the documents have changed since the checkpoint was written: batches differ",
+                step=loaded.step,
+            )
         if self._rank == 0:
             self._telemetry.emit(
                 RunResumed(time_s=time.time(), step=loaded.step, path=str(loaded.path))
             )
         return loaded.step
+
+    def _check_same_documents(self) -> None:
+        first = [self._corpus.fingerprint]
+        dist.broadcast_object_list(first)
+        if first[0] != self._corpus.fingerprint:
+            raise InputError(
+                f"data: rank {self._rank} on {socket.gethostname()} finds other documents than "
+                "rank 0; give all nodes the same files"
+            )
 
     def _report_start(self, context: RankContext) -> None:
         name, peak, note = _device_peak(self._job, context)
