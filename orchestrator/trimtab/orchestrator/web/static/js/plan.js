@@ -4,7 +4,7 @@ import { byId, cell, count, duration, element, setText, svg } from "./format.js"
 
 const LEFT = 58;
 const TOP = 24;
-const WAVE_GAP = 8;
+const MOST_WAVE_GAP = 8;
 const LATEST_PAUSE_MS = 400;
 
 export class PlanView {
@@ -113,11 +113,12 @@ function caption(plan) {
 }
 
 function drawing(plan, width) {
-  const rowHeight = Math.max(3, Math.min(34, 300 / plan.num_ranks));
+  const rowHeight = Math.max(1, Math.min(34, 300 / plan.num_ranks));
   const height = TOP + plan.num_ranks * rowHeight + 4;
   const timed = plan.waves.every((wave) => wave.seconds != null);
   const total = timed ? plan.waves.reduce((sum, wave) => sum + wave.seconds, 0) : plan.waves.length;
-  const scale = (width - LEFT - WAVE_GAP * (plan.waves.length - 1) - 2) / total;
+  const gap = Math.min(MOST_WAVE_GAP, (0.2 * width) / plan.waves.length);
+  const scale = (width - LEFT - gap * (plan.waves.length - 1) - 2) / total;
   const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Plan of step ${plan.step}: ${plan.waves.length} waves over ${plan.num_ranks} ranks; the table below has every group` });
   root.append(...rankLabels(plan.num_ranks, rowHeight));
   let left = LEFT;
@@ -131,7 +132,7 @@ function drawing(plan, width) {
       const groupWidth = timed ? group.seconds * scale : waveWidth;
       root.append(groupNode(group, { left, width: groupWidth, rowHeight, wave: number + 1 }));
     }
-    left += waveWidth + WAVE_GAP;
+    left += waveWidth + gap;
   });
   return root;
 }

@@ -2,6 +2,7 @@
 
 import { DASH, ago, byId, bytes, cell, clock, count, duration, element, fixed, percent, pill, setText } from "./format.js";
 
+const GROUPINGS = { planned: "groups planned every step", uniform: "groups of one size", probe: "groups that probe every size" };
 const LOUD = { info: "ℹ", warning: "▲", critical: "✖" };
 
 export function drawHead(data) {
@@ -10,9 +11,8 @@ export function drawHead(data) {
   const state = byId("run-state");
   state.className = `pill ${head.state}`;
   setText("run-state", head.state);
-  const grouping = head.grouping === "planned" ? "groups planned every step" : "one group size";
   const attempt = head.attempt > 1 ? [`attempt ${head.attempt}`] : [];
-  const facts = [`${head.model} (${count(head.num_parameters)} parameters)`, `${head.num_ranks} ranks`, `layout ${head.layout}`, head.cluster, head.mfu.precision, grouping, ...attempt, head.handle];
+  const facts = [`${head.model} (${count(head.num_parameters)} parameters)`, `${head.num_ranks} ranks`, `layout ${head.layout}`, head.cluster, head.mfu.precision, GROUPINGS[head.grouping] ?? head.grouping, ...attempt, head.handle];
   setText("run-facts", facts.join("  ·  "));
   const reason = byId("run-reason");
   reason.hidden = !head.reason || head.state === "running";
