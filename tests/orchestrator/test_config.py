@@ -201,7 +201,7 @@ def test_a_layout_that_does_not_fill_the_ranks_is_refused(job_file: Path) -> Non
         ("model=3", "model: expected a path or a mapping, got 3"),
         ("training.num_steps", "expected the form key.path=value, got 'training.num_steps'"),
         ("=3", "expected the form key.path=value, got '=3'"),
-        ("cluster.nodes[7].count=1", "nodes[7]"),
+        ("cluster.nodes[7].count=1", "the list has no such entry"),
         ("telemetry.wandb_project=${oc.env:HOME}", "interpolation is not supported"),
         ("training.num_steps=[1", "not valid YAML"),
     ],

@@ -290,7 +290,9 @@ def _apply_override(config: Any, override: str) -> None:
     _check_top_key(key)
     try:
         OmegaConf.update(config, key, value, merge=False, force_add=True)
-    except (OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
+    except IndexError as error:
+        raise InputError(f"override {override!r}: the list has no such entry") from error
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"override {override!r}: {reason}") from error
 
