@@ -49,7 +49,7 @@ def small_job() -> JobSpec:
         num_heads=4,
         num_kv_heads=4,
         head_dim=8,
-        vocab=256,
+        vocab=259,
         max_seq_tokens=128,
     )
     return JobSpec(
@@ -59,7 +59,6 @@ def small_job() -> JobSpec:
         num_ranks=3,
         data=DataSpec(sources=(DataSource(path="stdlib:"),), max_seq_tokens=128),
         training=TrainingSpec(num_steps=6, global_batch_seqs=4, precision="fp32"),
-        telemetry=TelemetrySpec(silent_rank_s=1.5),
     )
 
 
@@ -104,12 +103,17 @@ def prepare(small_job: JobSpec, small_plan: JobPlan, runs: Path) -> Prepare:
     """`prepare(behaviour, name=..., num_steps=...)`: a job of rank programs."""
 
     def prepare(
-        behaviour: str = "-", *, name: str = "small", num_steps: int = 6
+        behaviour: str = "-",
+        *,
+        name: str = "small",
+        num_steps: int = 6,
+        silent_rank_s: float = 60.0,
     ) -> PreparedJob:
         training = replace(small_job.training, num_steps=num_steps)
-        job = replace(small_job, name=name, training=training)
+        telemetry = TelemetrySpec(silent_rank_s=silent_rank_s)
+        job = replace(small_job, name=name, training=training, telemetry=telemetry)
         handle = submission.new_handle(name, root=runs)
-        request = rank_programs(behaviour).prepare(
+        request = _rank_programs(behaviour).prepare(
             job, layout=small_plan.layout, handle=handle, run_dir=runs / handle.job_id
         )
         return PreparedJob(request=request, plan=small_plan)
@@ -135,7 +139,13 @@ def start(prepare: Prepare) -> Iterator[Start]:
             os.kill(controller.pid, signal.SIGTERM)
 
 
-def rank_programs(behaviour: str = "-") -> LocalLauncher:
+@pytest.fixture
+def rank_programs() -> Callable[..., LocalLauncher]:
+    """`rank_programs(behaviour)`: a launcher of rank programs."""
+    return _rank_programs
+
+
+def _rank_programs(behaviour: str = "-") -> LocalLauncher:
     return LocalLauncher(argv=(sys.executable, str(RANK_PROGRAM), behaviour), num_cores=2)
 
 

@@ -100,7 +100,7 @@ def test_ranks_that_stop_early_are_no_success(start: Start, ended: Ended) -> Non
 
 
 def test_a_silent_rank_is_taken_as_hung(start: Start, ended: Ended) -> None:
-    state = ended(start("1:hang:3", num_steps=200))
+    state = ended(start("1:hang:3", silent_rank_s=3.0))
     assert (state.state, state.exit_code) == (JobState.FAILED, 1)
     assert state.reason.startswith("rank 1 has sent nothing for")
     assert "step 3" in state.reason
@@ -136,7 +136,7 @@ def test_sigterm_cancels_and_the_ranks_write_a_checkpoint(
 def test_a_second_sigterm_ends_deaf_ranks_at_once(
     start: Start, ended: Ended, appeared: Appeared
 ) -> None:
-    run = start("0:deaf:2", num_steps=500)
+    run = start("0:deaf:2")
     appeared(run.path / "deaf")
     owner = run.state().controller
     assert owner is not None

@@ -6,6 +6,7 @@ BEHAVIOUR is `RANK:WHAT:STEP`, what that rank does in that step; the others go o
 gloo's peers do once a rank has died. `-` is a rank that simply finishes.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -48,7 +49,8 @@ class Wire:
         self.socket.sendall(f'{{"token": "{token}"}}\n'.encode())
 
     def send(self, event: AnyEvent) -> None:
-        self.socket.sendall(serde.to_json(event).encode() + b"\n")
+        with contextlib.suppress(OSError):  # the controller may have been killed
+            self.socket.sendall(serde.to_json(event).encode() + b"\n")
 
 
 def plan() -> StepPlan:
@@ -94,13 +96,27 @@ def send_step(wire: Wire, step: int) -> None:
 
 def save(wire: Wire, run_dir: Path, step: int) -> None:
     path = run_dir / "checkpoints" / f"step-{step}"
-    path.write_text(str(step))
     if RANK == 0:
+        path.write_text(str(step))
         wire.send(
             CheckpointSaved(
                 time_s=time.time(), step=step, path=str(path), seconds=0.01, num_bytes=1
             )
         )
+
+
+def meet(wire: Wire, run_dir: Path, step: int) -> None:
+    """Wait until every rank has come as far, as a collective would; fail as gloo does."""
+    attempt = os.environ["TRIMTAB_ATTEMPT"]
+    meeting = run_dir / f"meeting-{attempt}-{step}"
+    meeting.mkdir(exist_ok=True)
+    (meeting / str(RANK)).touch()
+    while len(list(meeting.iterdir())) < WORLD_SIZE and not stop_asked:
+        if (run_dir / "tombstone").exists() and attempt == "1":
+            time.sleep(0.2)
+            raise RuntimeError("[gloo/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]")
+        wire.send(RankProgressed(time_s=time.time(), rank=RANK, step=step, doing="waiting"))
+        time.sleep(0.05)
 
 
 def misbehave(what: str, run_dir: Path) -> None:
@@ -156,6 +172,7 @@ def main() -> None:
     )
     saved = [int(p.name.removeprefix("step-")) for p in (run_dir / "checkpoints").iterdir()]
     first = max(saved, default=0) + 1
+    meet(wire, run_dir, 0)
     is_resumed = int(os.environ["TRIMTAB_ATTEMPT"]) > 1
     if saved and RANK == 0:
         wire.send(RunResumed(time_s=time.time(), step=first - 1, path="checkpoints"))
@@ -167,9 +184,7 @@ def main() -> None:
         if is_me and str(step) == when and not is_resumed:
             misbehave(what, run_dir)
         time.sleep(STEP_S)
-        if (run_dir / "tombstone").exists() and not is_resumed:
-            time.sleep(0.2)
-            raise RuntimeError("[gloo/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]")
+        meet(wire, run_dir, step)
         send_step(wire, step)
         if stop_asked:
             save(wire, run_dir, step)

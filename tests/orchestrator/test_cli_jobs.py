@@ -1,0 +1,225 @@
+"""The job commands, as a user types them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trimtab.core import serde
+from trimtab.core.job import Request
+from trimtab.orchestrator.cli.main import main
+from trimtab.orchestrator.rundir import RunDir, RunState
+
+Start = Callable[..., RunDir]
+Ended = Callable[[RunDir], RunState]
+Appeared = Callable[[Path], Path]
+Capture = pytest.CaptureFixture[str]
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    """The demo's job on a cluster whose peak is known, so that it can be planned."""
+    folder = tmp_path / "configs"
+    shutil.copytree(PROJECT / "configs", folder)
+    shutil.copytree(PROJECT / "clusters", tmp_path / "clusters")
+    job = folder / "demo.yaml"
+    job.write_text(job.read_text().replace("laptop.yaml", "dgx-h100-pair.yaml"))
+    return job
+
+
+def test_a_dry_run_prints_the_request_and_creates_nothing(
+    job_file: Path, runs: Path, capsys: Capture
+) -> None:
+    for flag in ("--dry-run", "--dryrun"):
+        arguments = ["submit", "-s", "local", str(job_file), "training.num_steps=7", flag]
+        assert main(arguments) == 0
+        request = serde.from_json(Request, capsys.readouterr().out)
+        assert request.job.training.num_steps == 7
+        assert (request.num_ranks, request.layout.dp) == (4, 4)
+    assert not runs.exists()
+
+
+def test_a_dry_run_shows_no_secret(
+    job_file: Path, runs: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "marker-of-a-secret")
+    monkeypatch.setenv("HF_TOKEN", "marker-of-a-secret")
+    assert main(["submit", str(job_file), "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert "marker-of-a-secret" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["submit"], "JOB: expected a job file (or --resume HANDLE), got nothing"),
+        (["submit", "no.yaml"], "no.yaml"),
+        (["submit", "-s", "slurn", "no.yaml"], "--scheduler: unknown value 'slurn'"),
+        (["submit", "--resume", "nope"], "--resume: there is no run 'nope'"),
+        (["logs", "--tail", "-1", "x"], "--tail"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(
+    arguments: list[str], message: str, runs: Path, capsys: Capture
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_a_job_that_does_not_exist_is_102(command: str, runs: Path, capsys: Capture) -> None:
+    assert main([command, "local://nope"]) == 102
+    assert "there is no run 'nope'" in capsys.readouterr().err
+
+
+def test_status_of_a_job_that_succeeded_is_0(
+    start: Start, ended: Ended, capsys: Capture
+) -> None:
+    run = start(num_steps=4)
+    ended(run)
+    assert main(["status", run.job_id]) == 0
+    text = capsys.readouterr().out
+    assert str(run.handle) in text
+    assert "step           4 of 4" in text
+    assert main(["status", str(run.path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    expected = {
+        "schema": 1,
+        "handle": str(run.handle),
+        "state": "succeeded",
+        "attempt": 1,
+        "num_ranks": 3,
+        "num_steps": 4,
+        "step": 4,
+        "exit_code": 0,
+        "checkpoint_step": 4,
+    }
+    assert {name: document[name] for name in expected} == expected
+    assert document["loss"] == pytest.approx(4.6)
+
+
+def test_status_of_a_job_that_failed_is_100(
+    start: Start, ended: Ended, capsys: Capture
+) -> None:
+    run = start("1:raise:2")
+    ended(run)
+    assert main(["status", run.job_id]) == 100
+    text = capsys.readouterr().out
+    assert "rank 1 failed with exit code 1 in step 2" in text
+    assert f"trimtab submit --resume {run.handle}" in text
+
+
+def test_a_running_job_is_101_until_it_is_cancelled_then_103(
+    start: Start, appeared: Appeared, capsys: Capture
+) -> None:
+    run = start("all:slow:3")
+    appeared(run.path / "slow-2")
+    assert main(["status", run.job_id]) == 101
+    assert main(["cancel", run.job_id, "--wait"]) == 0
+    assert "cancelled: cancelled after step 3" in capsys.readouterr().out
+    assert main(["status", run.job_id]) == 103
+    assert main(["cancel", run.job_id]) == 0
+    assert "has already ended (cancelled)" in capsys.readouterr().out
+
+
+def test_logs_are_those_of_all_ranks_or_of_one(
+    start: Start, ended: Ended, capsys: Capture
+) -> None:
+    run = start("1:raise:2")
+    ended(run)
+    assert main(["logs", run.job_id]) == 100
+    text = capsys.readouterr().out
+    assert (
+        text.index("==> rank 0 <==") < text.index("==> rank 1 <==") < text.index("ValueError")
+    )
+    assert main(["logs", run.job_id, "--rank", "1", "--tail", "1"]) == 100
+    text = capsys.readouterr().out
+    assert text.startswith("ValueError: boom")
+    assert text.count("\n") == 1
+    assert main(["logs", run.job_id, "--controller"]) == 100
+    assert "3 ranks started" in capsys.readouterr().out
+    assert main(["logs", run.job_id, "--rank", "3"]) == 2
+    assert "--rank: the job has ranks 0 to 2, got 3" in capsys.readouterr().err
+
+
+def test_following_the_logs_ends_with_the_job(start: Start, capsys: Capture) -> None:
+    run = start("1:raise:4")
+    assert main(["logs", run.job_id, "--follow", "--rank", "1"]) == 100
+    assert capsys.readouterr().out.count("ValueError: boom") == 1
+
+
+def test_the_list_is_newest_first_and_survives_broken_runs(
+    start: Start, ended: Ended, runs: Path, capsys: Capture
+) -> None:
+    run = start(name="a\x1b[31m\nname", num_steps=1)
+    ended(run)
+    (runs / "20000101-000000-broken").mkdir()
+    (runs / "20000101-000000-broken" / "state.json").write_text('{"schema": 9}')
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    header, first, second = text.splitlines()
+    assert header.split() == ["handle", "state", "ranks", "submitted", "name"]
+    assert first.startswith(f"{run.handle}  succeeded")
+    assert "broken" in second
+    assert "another version: it has schema 9" in second
+    assert "\x1b" not in text
+    assert main(["list", "--json", "--limit", "1"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [entry["handle"] for entry in document["runs"]] == [str(run.handle)]
+
+
+def test_an_empty_list_says_how_to_start(runs: Path, capsys: Capture) -> None:
+    assert main(["list"]) == 0
+    assert "trimtab submit JOB.yaml" in capsys.readouterr().out
+
+
+def test_resuming_takes_overrides_and_no_job_file(
+    start: Start, ended: Ended, capsys: Capture
+) -> None:
+    run = start("1:raise:2")
+    ended(run)
+    assert main(["submit", "--resume", str(run.handle), "job.yaml", "--dry-run"]) == 2
+    assert "leave 'job.yaml' out" in capsys.readouterr().err
+    resume = ["submit", "--resume", str(run.handle), "training.num_steps=9", "--dry-run"]
+    assert main(resume) == 0
+    request = serde.from_json(Request, capsys.readouterr().out)
+    assert request.handle == run.handle
+    assert request.job.training.num_steps == 9
+    assert run.state().attempt == 1
+
+
+def test_a_job_the_controller_loses_is_shown_as_failed(
+    start: Start, appeared: Appeared, capsys: Capture
+) -> None:
+    run = start("all:slow:3")
+    appeared(run.path / "slow-0")
+    owner = run.state().controller
+    assert owner is not None
+    os.kill(owner.pid, signal.SIGKILL)
+    while owner.is_alive:
+        time.sleep(0.02)
+    assert main(["status", run.job_id]) == 100
+    assert f"its controller (pid {owner.pid}) died" in capsys.readouterr().out
+
+
+def test_listing_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from trimtab.orchestrator.cli.main import main; main(['list'])\n"
+        "print([m for m in ('torch', 'pulp', 'numpy', 'omegaconf', 'sqlite3')"
+        " if m in sys.modules])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,296 @@
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from trimtab.core.errors import InfeasibleError, InputError, JobFailedError
+from trimtab.core.events import AttemptStarted, CheckpointSaved, RunResumed, StepSummarized
+from trimtab.core.job import CheckpointSpec, JobSpec, JobState, TelemetrySpec
+from trimtab.core.plan import Layout
+from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.launch.local import LocalLauncher
+from trimtab.monitor.store import EventStore
+from trimtab.orchestrator import submission
+from trimtab.orchestrator.rundir import RunDir, RunState
+from trimtab.orchestrator.submission import (
+    PreparedJob,
+    cancel_run,
+    prepare_job,
+    prepare_resume,
+    resumed_job,
+    slug,
+)
+
+Prepare = Callable[..., PreparedJob]
+Start = Callable[..., RunDir]
+Ended = Callable[[RunDir], RunState]
+Appeared = Callable[[Path], Path]
+RankPrograms = Callable[..., LocalLauncher]
+
+HOSTILE_NAMES = [
+    "$(touch pwned); rm -rf /",
+    "a\nb\r\x1b[31mred",
+    "../../../etc/passwd",
+    "数据/データ",
+    "x" * 300,
+    "-rf",
+    "[bold]name[/bold] {0} %s",
+]
+
+
+@pytest.fixture
+def planned_job(small_job: JobSpec) -> JobSpec:
+    """A job that can be planned: with a profile, as the laptop's device has no peak."""
+    profile = StepProfile(
+        name="test",
+        num_gpus=4,
+        gpus_per_node=4,
+        quadratic_s=1e-9,
+        linear_s=1e-6,
+        fixed_s=1e-3,
+        alltoall_bytes_per_token=100.0,
+        bandwidths=(DegreeBandwidth(degree=2, bytes_per_s=1e9),),
+        token_cap=4_096,
+    )
+    return replace(small_job, profile=profile)
+
+
+def test_preparing_decides_everything_and_writes_nothing(
+    planned_job: JobSpec, runs: Path
+) -> None:
+    prepared = prepare_job(planned_job)
+    assert not runs.exists()
+    request = prepared.request
+    assert Path(request.run_dir) == runs / request.handle.job_id
+    assert request.layout.dp == 3
+    assert request.argv[1:] == ("-m", "trimtab.orchestrator.rank", request.run_dir)
+    assert prepared.plan.layout.num_ranks == 3
+
+
+def test_what_a_dry_run_prints_is_what_the_run_holds(start: Start, prepare: Prepare) -> None:
+    prepared = prepare()
+    run = submission.submit_prepared(prepared)
+    assert (run.path / "request.json").read_text() == prepared.text
+
+
+def test_no_secret_reaches_a_file(
+    start: Start, ended: Ended, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = "marker-of-a-secret"
+    monkeypatch.setenv("WANDB_API_KEY", marker)
+    monkeypatch.setenv("HF_TOKEN", marker)
+    assert marker not in prepare().text
+    run = start("0:kill:2")
+    ended(run)
+    written = [path for path in run.path.rglob("*") if path.is_file()]
+    assert {"events.db", "request.json", "controller.log"} <= {path.name for path in written}
+    for path in written:
+        assert marker.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_hostile_name_becomes_a_harmless_folder(
+    prepare: Prepare, runs: Path, name: str
+) -> None:
+    prepared = prepare(name=name)
+    folder = Path(prepared.request.run_dir)
+    assert folder.parent == runs
+    assert len(folder.name) < 70
+    assert set(folder.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert json.loads(prepared.text)["job"]["name"] == name
+
+
+def test_a_run_with_a_hostile_name_runs(start: Start, ended: Ended, tmp_path: Path) -> None:
+    run = start(name=HOSTILE_NAMES[0] + HOSTILE_NAMES[1], num_steps=2)
+    assert ended(run).state is JobState.SUCCEEDED
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Äpfel & Birnen/7B", "apfel-birnen-7b"),
+        ("日本", "job"),
+        ("--", "job"),
+        ("a" * 50, "a" * 40),
+    ],
+)
+def test_a_slug_is_plain(name: str, expected: str) -> None:
+    assert slug(name) == expected
+
+
+def test_an_id_that_is_taken_gets_a_number(runs: Path) -> None:
+    first = submission.new_handle("demo", root=runs)
+    (runs / first.job_id).mkdir(parents=True)
+    second = submission.new_handle("demo", root=runs)
+    assert second.job_id != first.job_id
+
+
+def test_a_layout_the_worker_cannot_run_is_refused_before_planning(small_job: JobSpec) -> None:
+    job = replace(small_job, num_ranks=4, layout=Layout(dp=2, pp=2))
+    with pytest.raises(InputError, match=r"layout\.pp: this version's worker runs pp = 1 only"):
+        prepare_job(job)
+
+
+def test_a_sequence_no_group_can_hold_is_refused(planned_job: JobSpec) -> None:
+    planning = replace(planned_job.step_planning, token_cap=10)
+    with pytest.raises(InfeasibleError, match="128 tokens fits in no group"):
+        prepare_job(replace(planned_job, step_planning=planning))
+
+
+def test_an_empty_data_folder_is_refused(planned_job: JobSpec, tmp_path: Path) -> None:
+    source = replace(planned_job.data.sources[0], path=str(tmp_path))
+    job = replace(planned_job, data=replace(planned_job.data, sources=(source,)))
+    with pytest.raises(InputError, match=r"data\.sources\.path: .*no file"):
+        prepare_job(job)
+
+
+def test_missing_start_weights_are_refused(planned_job: JobSpec) -> None:
+    job = replace(planned_job, checkpoint=CheckpointSpec(start_from="/no/such/folder"))
+    with pytest.raises(InputError, match=r"checkpoint\.start_from: .*/no/such/folder"):
+        prepare_job(job)
+
+
+def test_a_missing_tokenizer_is_refused(planned_job: JobSpec) -> None:
+    data = replace(planned_job.data, tokenizer="/no/tokenizer.json")
+    with pytest.raises(InputError, match=r"data\.tokenizer: .*/no/tokenizer\.json is no file"):
+        prepare_job(replace(planned_job, data=data))
+
+
+def test_a_controller_that_cannot_start_is_told_with_its_last_words(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare()
+    monkeypatch.setenv("PYTHONHOME", "/no/such/python")
+    with pytest.raises(JobFailedError, match=r"did not start: .*"):
+        submission.submit_prepared(prepared)
+    run = RunDir.open(Path(prepared.request.run_dir))
+    assert run.state().state is JobState.FAILED
+
+
+def test_a_job_the_controller_refuses_is_wrong_input(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("HOME", "/no/such/home")
+    prepared = prepare()
+    telemetry = TelemetrySpec(wandb_project="trimtab")
+    job = replace(prepared.request.job, telemetry=telemetry)
+    prepared = replace(prepared, request=replace(prepared.request, job=job))
+    with pytest.raises(InputError, match=r"telemetry\.wandb_project"):
+        submission.submit_prepared(prepared)
+    run = RunDir.open(Path(prepared.request.run_dir))
+    assert (run.state().state, run.state().exit_code) == (JobState.FAILED, 2)
+
+
+def test_a_failed_run_goes_on_from_its_checkpoint_in_the_same_directory(
+    start: Start, ended: Ended, rank_programs: RankPrograms
+) -> None:
+    run = start("2:kill:5")
+    assert ended(run).state is JobState.FAILED
+    again = submission.resume_job(
+        run, ["training.num_steps=8"], launcher=rank_programs("2:kill:5")
+    )
+    assert again == run
+    state = ended(run)
+    assert (state.state, state.attempt, state.exit_code) == (JobState.SUCCEEDED, 2, 0)
+    with EventStore.open(run.events) as store:
+        attempts = [s.event for s in store.read(kinds=(AttemptStarted,))]
+        resumed = store.latest(RunResumed)
+        last = store.latest(StepSummarized)
+        saved = store.latest(CheckpointSaved)
+    assert len(attempts) == 2
+    assert (resumed and resumed.step, last and last.step, saved and saved.step) == (4, 8, 8)
+    assert run.request().job.training.num_steps == 8
+    assert (run.path / "request-attempt-1.json").exists()
+
+
+def test_a_running_run_is_not_resumed(start: Start, appeared: Appeared) -> None:
+    run = start("all:slow:3")
+    appeared(run.path / "slow-0")
+    with pytest.raises(InputError, match=r"is still running; to end it: trimtab cancel local:"):
+        prepare_resume(run)
+
+
+def test_a_finished_run_needs_more_steps_to_go_on(start: Start, ended: Ended) -> None:
+    run = start(num_steps=2)
+    ended(run)
+    with pytest.raises(
+        InputError, match=r"has done all its 2 steps; .*training.num_steps=MORE"
+    ):
+        prepare_resume(run)
+    assert prepare_resume(run, ["training.num_steps=4"]).attempt == 2
+
+
+def test_cancelling_ends_a_run_once(start: Start, ended: Ended, appeared: Appeared) -> None:
+    run = start("all:slow:3")
+    appeared(run.path / "slow-2")
+    assert cancel_run(run).state is JobState.RUNNING
+    assert ended(run).state is JobState.CANCELLED
+    assert cancel_run(run).state is JobState.CANCELLED
+
+
+def test_a_run_of_another_machine_is_cancelled_there(start: Start, ended: Ended) -> None:
+    run = start(num_steps=1)
+    state = ended(run)
+    assert state.controller is not None
+    elsewhere = replace(state.controller, host="another-machine")
+    run.write_state(replace(state, state=JobState.RUNNING, controller=elsewhere))
+    with pytest.raises(InputError, match="'another-machine'; cancel it there"):
+        cancel_run(run)
+
+
+def test_a_run_goes_on_with_what_may_change(small_job: JobSpec) -> None:
+    job = resumed_job(
+        small_job,
+        ["training.num_steps=99", "checkpoint.every_steps=5", "telemetry.wandb_project=null"],
+    )
+    training = replace(small_job.training, num_steps=99)
+    assert job == replace(
+        small_job, training=training, checkpoint=CheckpointSpec(every_steps=5)
+    )
+
+
+def test_every_telemetry_setting_may_change(small_job: JobSpec) -> None:
+    for field in fields(TelemetrySpec):
+        value = getattr(small_job.telemetry, field.name)
+        text = json.dumps(value)
+        assert resumed_job(small_job, [f"telemetry.{field.name}={text}"]) == small_job
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rate=1", "training.learning_rate cannot change in a run that goes"),
+        ("name=other", "name cannot change"),
+        ("checkpoint.start_from=x", r"checkpoint\.start_from cannot change"),
+        ("training.num_step=9", "did you mean 'training.num_steps'"),
+        ("training.num_steps", "expected the form a.b=c"),
+        ("training.num_steps=many", "training.num_steps: expected int, got 'many'"),
+        ("training.num_steps=0", "training.num_steps: expected a whole number >= 1, got 0"),
+        ("telemetry.silent_rank_s=-1", "silent_rank_s: expected a finite number > 0"),
+        ("telemetry.silent_rank_s=NaN", "silent_rank_s: expected a finite number > 0"),
+    ],
+)
+def test_what_may_not_change_is_refused_by_name(
+    small_job: JobSpec, override: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        resumed_job(small_job, [override])
+
+
+def test_the_controller_outlives_the_session_that_started_it(
+    start: Start, appeared: Appeared
+) -> None:
+    run = start("all:slow:3")
+    appeared(run.path / "slow-0")
+    owner = run.observed(time.time()).controller
+    assert owner is not None
+    assert os.getsid(owner.pid) == owner.pid
+    assert os.getsid(owner.pid) != os.getsid(0)
