@@ -83,12 +83,15 @@ def micro_batches(job: Job) -> list[int]:
 
 
 def interleaves(job: Job, layout: Layout) -> bool:
-    """Whether Megatron's interleaved schedule runs: pp divides the micro-batches.
+    """Whether the interleaved schedule runs: even chunks, pp divides the micro-batches.
 
     Source: Narayanan et al. (2021), arXiv:2104.04473, section 2.2.
     """
-    if layout.vpp == 1 or not job.batch.is_uniform:
-        return layout.vpp == 1
+    if layout.vpp == 1:
+        return True
+    even_chunks = job.model.num_layers % (layout.pp * layout.vpp) == 0
+    if layout.pp == 1 or not even_chunks or not job.batch.is_uniform:
+        return False
     per_rank, rest = divmod(job.batch.num_sequences, layout.dp * layout.micro_batch_seqs)
     return rest == 0 and per_rank % layout.pp == 0
 
