@@ -40,8 +40,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("Llama", {}, {}),
     "tied": ("Llama", {"tie_word_embeddings": True}, {"tied_embeddings": True}),
     "biases": ("Llama", {"attention_bias": True, "mlp_bias": True}, {"biases": True}),
-    "mistral": ("Mistral", {"sliding_window": None}, {}),
     "qwen2": ("Qwen2", {}, {"qkv_biases": True}),
+    "mistral": ("Mistral", {"sliding_window": None}, {}),
 }
 """Name of the case: transformers' classes, fields of their configuration, fields of ours."""
 
