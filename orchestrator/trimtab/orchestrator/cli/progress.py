@@ -68,7 +68,9 @@ def follow(run: RunDir, *, console: "Console | None" = None) -> int:
     try:
         show(watched, run, console)
     except KeyboardInterrupt:
-        console.print(f"detached; the job goes on. To end it: trimtab cancel {run.handle}")
+        console.print(
+            f"detached; the job goes on. To end it: trimtab cancel {run.handle}", soft_wrap=True
+        )
         return INTERRUPTED
     state = run.observed(time.time())
     for line in summary_lines(watched, run, state):
