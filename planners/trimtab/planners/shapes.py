@@ -121,7 +121,8 @@ def _problem(job: Job, name: str, value: int) -> str | None:
     if used.num_ranks % value:
         return f"{value} does not divide num_ranks = {used.num_ranks}"
     if name == "tp":
-        for field in ("num_heads", "num_kv_heads"):
+        split = ("num_heads", "num_kv_heads", *(() if model.moe else ("ffn_hidden",)))
+        for field in split:
             if getattr(model, field) % value:
                 return f"{value} does not divide {field} = {getattr(model, field)}"
         if used.gpus_per_node % value:
