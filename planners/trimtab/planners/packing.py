@@ -8,6 +8,7 @@ the fixed time of its wave.
 import bisect
 import heapq
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -149,7 +150,7 @@ def pack_wave(
                 size, left[size], limit_s, free, opened=opened, costs=costs
             )
             if left[size] and free == 0:
-                size = _next_that_fits(size + 1, opened=opened, costs=costs)
+                size = _next_that_fits(size + 1, limit_s, opened=opened, costs=costs)
                 continue
         size += 1
     return [group for groups in opened.values() for group in groups], tuple(left)
@@ -195,14 +196,19 @@ def _place(
     return count, free
 
 
-def _next_that_fits(size: int, *, opened: dict[int, list[OpenGroup]], costs: BatchCosts) -> int:
-    """The first size from `size` on whose tokens some open group has room for."""
-    room = max(
-        degree * costs.token_cap - group.tokens
-        for degree, groups in opened.items()
-        for group in groups
-    )
-    return bisect.bisect_left(costs.sizes, -room, lo=size, key=lambda tokens: -tokens)
+def _next_that_fits(
+    size: int, limit_s: float, *, opened: dict[int, list[OpenGroup]], costs: BatchCosts
+) -> int:
+    """The first size from `size` on that the room left in the open groups may hold."""
+    nearest = len(costs.sizes)
+    for degree, groups in opened.items():
+        if groups:
+            tokens = degree * costs.token_cap - min([group.tokens for group in groups])
+            work = degree * limit_s - min([group.work for group in groups])
+            fitting = bisect.bisect_left(costs.sizes, -tokens, lo=size, key=operator.neg)
+            fast = bisect.bisect_left(costs.work[degree], -work, lo=size, key=operator.neg)
+            nearest = min(nearest, max(fitting, fast))
+    return nearest
 
 
 @dataclass(frozen=True, slots=True)
