@@ -18,8 +18,9 @@ from trimtab.planners.costs import token_s
 _TIME_SLACK = 1e-12
 """Relative tolerance on a target time, so that a target met exactly is met."""
 
-_STRETCHES = (1.0, 1.03, 1.1, 1.25, 1.6)
-"""Target times tried for a wave, in multiples of an even share of the work that is left."""
+_STRETCHES = ((1.0, 1.03, 1.1, 1.25, 1.6), (1.0, 1.02, 1.2, 1.5, 2.2))
+"""Target times tried for a wave, in multiples of an even share of the work that is left: one
+set for each search."""
 
 _DOUBTS = (1.03, 1.15, 1.0, 1.25)
 """How much longer than its bound the rest is taken to last; one greedy run for each."""
@@ -99,21 +100,26 @@ def greedy_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
     A run fills wave after wave, each time with the target time that makes the wave's own time
     plus the bound of what is left, taken `_DOUBTS` times, smallest.
     """
-    search = _GreedySearch(costs, num_ranks=num_ranks)
-    bound_s = search.bound_s(costs.counts)
-    best = search.run(_DOUBTS[0])
-    for doubt in _DOUBTS[1:]:
-        if packing_s(best, costs=costs) <= bound_s * (1 + _GOOD_GAP):
-            break
-        other = search.run(doubt)
-        best = min(best, other, key=lambda packing: packing_s(packing, costs=costs))
+    best: Packing = []
+    best_s = math.inf
+    for stretches in _STRETCHES:
+        search = _GreedySearch(costs, num_ranks=num_ranks, stretches=stretches)
+        good_s = search.bound_s(costs.counts) * (1 + _GOOD_GAP)
+        for doubt in _DOUBTS:
+            packing = search.run(doubt)
+            seconds = packing_s(packing, costs=costs)
+            if seconds < best_s:
+                best, best_s = packing, seconds
+            if best_s <= good_s:
+                return best
     return best
 
 
 def uniform_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
     """Groups of the one degree of `costs`: the best of longest-first balancing and greedy."""
     (degree,) = costs.degrees
-    candidates = [_GreedySearch(costs, num_ranks=num_ranks).run(1.0)]
+    search = _GreedySearch(costs, num_ranks=num_ranks, stretches=_STRETCHES[0])
+    candidates = [search.run(1.0)]
     num_groups = num_ranks // degree
     tokens = sum(size * count for size, count in zip(costs.sizes, costs.counts, strict=True))
     fewest = -(-tokens // (num_groups * degree * costs.token_cap))
@@ -224,9 +230,12 @@ class _Option:
 class _GreedySearch:
     """Greedy runs that share what they have in common."""
 
-    def __init__(self, costs: BatchCosts, *, num_ranks: int) -> None:
+    def __init__(
+        self, costs: BatchCosts, *, num_ranks: int, stretches: Sequence[float]
+    ) -> None:
         self.costs = costs
         self.num_ranks = num_ranks
+        self.stretches = stretches
         self._options: dict[Counts, list[_Option]] = {}
 
     def run(self, doubt: float) -> Packing:
@@ -266,7 +275,7 @@ class _GreedySearch:
         area_s, num_waves = self._area(counts)
         alone_s = self.costs.alone_s(next(s for s, count in enumerate(counts) if count))
         shortest_s = min(alone_s)
-        targets = {max(shortest_s, stretch * area_s / num_waves) for stretch in _STRETCHES}
+        targets = {max(shortest_s, stretch * area_s / num_waves) for stretch in self.stretches}
         targets |= {target for target in alone_s if target <= max(shortest_s, 1.5 * area_s)}
         return sorted(targets)
 
