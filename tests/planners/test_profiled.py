@@ -54,6 +54,14 @@ def test_the_forecast_is_the_step_plan(
     assert plan.forecast.evidence == "profile 'round' (published)"
 
 
+def test_degrees_that_do_not_divide_the_heads_are_left_out(
+    gpt: GptMaker, a100s: ClusterMaker, small_profile: StepProfile
+) -> None:
+    model = gpt(num_layers=2, hidden=64, num_heads=2)
+    with pytest.raises(InfeasibleError, match="the largest degree, 2, holds 2 x 100"):
+        planned(model, a100s(), small_profile, lengths=(300, 20))
+
+
 def test_a_token_cap_replaces_the_profiles(
     tiny: ModelSpec, a100s: ClusterMaker, small_profile: StepProfile
 ) -> None:

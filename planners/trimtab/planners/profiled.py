@@ -35,8 +35,9 @@ def profiled_layout(
 ) -> ForecastLayout:
     """All ranks in sequence groups, as the profile was measured; the step plan is the forecast.
 
-    The memory is that of `profile.token_cap` tokens a rank with fused attention, with the least
-    ZeRO stage and recompute that fit.
+    Degrees are those of the profile that divide the model's heads, as Ulysses needs. The memory
+    is that of `profile.token_cap` tokens a rank with fused attention, with the least recompute
+    and ZeRO stage that fit.
 
     Raises:
         InputError: A pinned degree is not what the profile describes.
@@ -50,7 +51,11 @@ def profiled_layout(
             )
     dp, cp = _data_degrees(used.num_ranks, pinned=pinned)
     plan = plan_step(
-        batch.lengths, profile=profile, num_ranks=used.num_ranks, clock=lambda: 0.0
+        batch.lengths,
+        profile=profile,
+        num_ranks=used.num_ranks,
+        clock=lambda: 0.0,
+        degrees=[degree for degree in profile.degrees if model.num_heads % degree == 0],
     )
     layout, memory = _fitting(
         model, used, layout=Layout(dp=dp, cp=cp), precision=precision,
