@@ -40,7 +40,7 @@ def main() -> ExitCode:
     run_dir = Path(sys.argv[1])
     rank = int(os.environ["RANK"])
     stop = StopSignal()
-    warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
+    warnings.filterwarnings("ignore", module=r"torch\.")
     from trimtab.launch.runtime.telemetry import TelemetrySender
 
     request = serde.from_json(Request, (run_dir / "request.json").read_text(encoding="utf-8"))

@@ -1,10 +1,13 @@
 """The door to megatron-core: shimmed where there is no CUDA, and the names we use of it."""
 
 import logging
+import warnings
 
 from trimtab.launch.runtime import cpu_shim
 
 cpu_shim.apply()
+# What it warns of is that Transformer Engine and Apex are absent, which is our choice.
+warnings.filterwarnings("ignore", module=r"megatron\.")
 
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.distributed import (

@@ -18,6 +18,7 @@ from trimtab.orchestrator.cli import (
     dashboard,
     demo,
     doctor,
+    export,
     init,
     jobs,
     plan,
@@ -51,6 +52,7 @@ app.command("status", rich_help_panel=_WATCH)(jobs.status)
 app.command("logs", rich_help_panel=_WATCH)(jobs.logs)
 app.command("list", rich_help_panel=_WATCH)(jobs.list_jobs)
 app.command("dashboard", rich_help_panel=_WATCH)(dashboard.dashboard)
+app.command("export", rich_help_panel=_RUN)(export.export)
 app.command("report", rich_help_panel=_WATCH)(report.report)
 app.command("compare", rich_help_panel=_WATCH)(report.compare)
 
