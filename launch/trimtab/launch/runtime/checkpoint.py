@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from trimtab.core.errors import InputError, TrimtabError
 from trimtab.launch.runtime import megatron
@@ -26,7 +25,7 @@ _VERSION = 1
 
 # Saves are awaited, so a queue in this process does. megatron-core would start a manager
 # process for it, which outlives a rank that is killed.
-filesystem_async._results_queue = queue.Queue()
+megatron.filesystem_async._results_queue = queue.Queue()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ cpu_shim.apply()
 warnings.filterwarnings("ignore", module=r"megatron\.")
 
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "PackedSeqParams",
     "TransformerConfig",
     "dist_checkpointing",
+    "filesystem_async",
     "finalize_model_grads",
     "get_gpt_layer_local_spec",
     "get_megatron_optimizer",
