@@ -140,11 +140,11 @@ def fit_profile(
 ) -> StepProfile:
     """Fit the coefficients of `StepProfile` to measured group times.
 
-    Groups of one rank have no all-to-all: their times give `quadratic_s`, `linear_s` and
-    `fixed_s` by non-negative least squares of the relative error, reweighted against outliers.
-    What the wider groups take beyond that, per token and rank, is their all-to-all time; its
-    median gives the bandwidth of each degree. `linear_s` and the all-to-all time are kept at
-    least `1e-3` of the median time per token, so that noise never makes them zero.
+    All coefficients, the all-to-all time per token of each degree among them, come from one
+    non-negative least-squares fit of the relative error, reweighted against outliers: groups
+    of one rank hold short sequences only, so on their own they do not tell `quadratic_s` from
+    `linear_s`, which the long sequences of wide groups do. `linear_s` and the all-to-all times
+    are kept at least `1e-3` of the median time per token, so that noise never makes them zero.
 
     Args:
         samples: At least three groups of degree 1, of two or more different sizes, and one or
@@ -166,18 +166,17 @@ def fit_profile(
             "samples: expected at least 3 groups of degree 1 of 2 or more different token "
             f"counts, got {len(singles)}; measure more groups"
         )
-    tokens, squares, seconds = _columns(singles)
-    shortest_s = _SMALLEST_SHARE * float(np.median(seconds / tokens))
-    columns = np.stack([squares, tokens, np.ones_like(tokens)], axis=1)
-    quadratic_s, linear_s, fixed_s = _robust_fit(columns, seconds)
+    wide = sorted({sample.degree for sample in samples} - {1})
+    columns, seconds = _columns(samples, wide=wide)
+    shortest_s = _SMALLEST_SHARE * float(np.median(seconds / columns[:, 1]))
+    quadratic_s, linear_s, fixed_s, *alltoall_s = _robust_fit(columns, seconds)
     linear_s = max(linear_s, shortest_s)
-    bandwidths = []
-    for degree in sorted({sample.degree for sample in samples} - {1}):
-        tokens, squares, seconds = _columns([s for s in samples if s.degree == degree])
-        computed_s = (quadratic_s * squares + linear_s * tokens) / degree + fixed_s
-        per_token_s = float(np.median((seconds - computed_s) * degree / tokens))
-        bytes_per_s = alltoall_bytes_per_token / max(per_token_s, shortest_s)
-        bandwidths.append(DegreeBandwidth(degree=degree, bytes_per_s=bytes_per_s))
+    bandwidths = [
+        DegreeBandwidth(
+            degree=degree, bytes_per_s=alltoall_bytes_per_token / max(per_token_s, shortest_s)
+        )
+        for degree, per_token_s in zip(wide, alltoall_s, strict=True)
+    ]
     return StepProfile(
         name=name,
         num_gpus=num_gpus,
@@ -231,16 +230,22 @@ def _bandwidths(table: Any) -> tuple[DegreeBandwidth, ...]:
 
 
 def _columns(
-    samples: Sequence[GroupSample],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    tokens = np.array([float(sum(sample.lengths)) for sample in samples])
+    samples: Sequence[GroupSample], *, wide: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What each coefficient is multiplied with, by sample, and the measured seconds.
+
+    The columns: tokens^2 a rank, tokens a rank, 1, and for each degree of `wide` the tokens a
+    rank of the groups of that degree.
+    """
+    degrees = np.array([float(sample.degree) for sample in samples])
+    tokens = np.array([float(sum(sample.lengths)) for sample in samples]) / degrees
     squares = np.array([float(sum(s * s for s in sample.lengths)) for sample in samples])
-    return tokens, squares, np.array([sample.seconds for sample in samples])
+    alltoall = [tokens * (degrees == degree) for degree in wide]
+    columns = np.stack([squares / degrees, tokens, np.ones_like(tokens), *alltoall], axis=1)
+    return columns, np.array([sample.seconds for sample in samples])
 
 
-def _robust_fit(
-    columns: NDArray[np.float64], seconds: NDArray[np.float64]
-) -> tuple[float, float, float]:
+def _robust_fit(columns: NDArray[np.float64], seconds: NDArray[np.float64]) -> list[float]:
     """Coefficients >= 0 of relative least squares, reweighted by Huber's rule.
 
     Source: Huber (1964), threshold 1.345 standard deviations, scale from the median deviation.
@@ -253,7 +258,7 @@ def _robust_fit(
         errors = np.abs(columns @ coefficients / seconds - 1)
         spread = 1.4826 * float(np.median(errors)) + 1e-9
         weights = np.minimum(1.0, 1.345 * spread / np.maximum(errors, 1e-12))
-    return float(coefficients[0]), float(coefficients[1]), float(coefficients[2])
+    return [float(coefficient) for coefficient in coefficients]
 
 
 def _non_negative_fit(
