@@ -44,6 +44,9 @@ def one_of(field: str, value: Any, allowed: Collection[str]) -> None:
 
 
 def _is_finite_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
