@@ -2,8 +2,7 @@
 
 PYTHON ?= python3
 # Installed first and alone: a plain `torch` would pull the newest CUDA build, gigabytes of it.
-# A machine with GPUs names the build for its driver, one without may name the small CPU build:
-#   make demo TORCH='torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu'
+# A machine with GPUs names the build for its driver: make install TORCH='torch==2.13.0+cu130 ...'
 TORCH ?= torch==2.13.0
 DEMO ?=
 TESTS ?=

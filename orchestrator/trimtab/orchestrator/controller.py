@@ -87,7 +87,7 @@ class Controller:
         rendezvous = Rendezvous(
             attempt=self._attempt, collector_address=collector.address, collector_token=token
         )
-        self._record([self._attempt_started()])
+        self._record([self._attempt_started(), *self._gpu_notice()])
         try:
             ranks = self._launcher.start(self._request, rendezvous=rendezvous)
             self._say(f"attempt {self._attempt}: {self._request.num_ranks} ranks started")
@@ -166,6 +166,10 @@ class Controller:
             return ()
         self._next_sample_s = now_s + self._request.job.telemetry.gpu_sample_s
         return self._sampler.sample(time.time())
+
+    def _gpu_notice(self) -> Sequence[Alert]:
+        reason = self._sampler.unavailable_reason
+        return [Alert(time_s=time.time(), severity="info", message=reason)] if reason else []
 
     def _attempt_started(self) -> AttemptStarted:
         return AttemptStarted(

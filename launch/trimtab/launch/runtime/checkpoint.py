@@ -23,10 +23,6 @@ from trimtab.launch.runtime.engine_megatron import MegatronEngine
 _MANIFEST = "trimtab.json"
 _VERSION = 1
 
-# Saves are awaited, so a queue in this process does. megatron-core would start a manager
-# process for it, which outlives a rank that is killed.
-megatron.filesystem_async._results_queue = queue.Queue()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedCheckpoint:
@@ -118,6 +114,36 @@ def fault(path: Path) -> str | None:
             found = file.stat().st_size
             return f"{path.name}/{name} is truncated: {found} of {size} bytes"
     return None
+
+
+def _write_here(
+    transforms: list[Any], _use_msc: bool, _rank: int, buckets: list[Any], answers: Any
+) -> None:
+    """Write a rank's buckets in this process: megatron-core's writer, without its processes.
+
+    megatron-core forks one process for each bucket and starts another that holds their results.
+    A fork of a process with threads, as a rank is, can deadlock, and did; the other outlives a
+    rank that is killed. Saves are awaited here, so neither is needed.
+    """
+    write = megatron.filesystem_async.FileSystemWriterAsync.write_preloaded_data
+    written: dict[int, Any] = {}
+    for index, bucket in enumerate(buckets):
+        results: queue.Queue[tuple[int, Any]] = queue.Queue()
+        unfinished: queue.Queue[int] = queue.Queue()
+        unfinished.put(index)
+        write(transforms, index, bucket, results, unfinished, use_fsync=True)
+        _, outcome = results.get_nowait()
+        if isinstance(outcome, Exception):
+            answers.put(outcome)
+            return
+        written[index] = outcome
+    answers.put(written)
+
+
+megatron.filesystem_async._results_queue = queue.Queue()
+megatron.filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(
+    _write_here
+)
 
 
 def step_of(path: Path) -> int:

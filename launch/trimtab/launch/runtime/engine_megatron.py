@@ -34,6 +34,8 @@ class GroupShare:
     """Position of each token in its own document."""
     counts_t: torch.Tensor
     """1 for a token whose loss counts, 0 for padding."""
+    num_tokens: int
+    """How many of this rank's count."""
     document_lengths: tuple[int, ...]
     """Of the whole group."""
     group: dist.ProcessGroup | None

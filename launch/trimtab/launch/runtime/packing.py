@@ -47,6 +47,7 @@ def pack_share(
         labels_t=_tensor(labels[mine]),
         positions_t=_tensor(positions[mine]),
         counts_t=_tensor(counts[mine].astype(np.float32)),
+        num_tokens=int(counts[mine].sum()),
         document_lengths=lengths,
         group=communicator,
         degree=group.degree,

@@ -35,7 +35,7 @@ from trimtab.launch.runtime import checkpoint
 from trimtab.launch.runtime.batches import BatchSampler, SequenceSet, open_corpus
 from trimtab.launch.runtime.clock import StepClock
 from trimtab.launch.runtime.documents import Int64Array
-from trimtab.launch.runtime.engine_megatron import GroupShare, MegatronEngine
+from trimtab.launch.runtime.engine_megatron import GroupShare, MegatronEngine, device
 from trimtab.launch.runtime.groups import GroupCache
 from trimtab.launch.runtime.packing import pack_share
 from trimtab.launch.runtime.telemetry import Telemetry
@@ -144,23 +144,12 @@ class Trainer:
         """One step; returns whether any rank was asked to stop."""
         self._telemetry.progress(step, lambda: self._clock.doing)
         self._clock.start(num_waves=0)
-        batch = self._sampler.batch(step - 1)
         lengths = self._sampler.batch_lengths(step - 1)
         plan = self._receive_plan(step, lengths)
-        self._clock.expect_waves(len(plan.waves))
-        self._groups.prepare(plan)
-        self.engine.zero_gradients()
-        num_tokens, my_tokens = sum(lengths), 0
-        loss = torch.zeros(2, dtype=torch.float64)
-        for index, group in self._my_groups(plan):
-            with self._clock.wave(index):
-                share, loss_sum = self._forward(group, self._corpus.train, batch)
-                with self._clock.part("backward"):
-                    (loss_sum / num_tokens).backward()
-            my_tokens += int(share.counts_t.sum())
-            loss[0] += loss_sum.detach().double().cpu()
-        loss[1] = float(stop_asked())
-        dist.all_reduce(loss)  # the slowest rank's arrival: whatever it takes is waiting
+        num_tokens = sum(lengths)
+        my_loss, my_tokens = self._run_waves(step, plan, num_tokens=num_tokens)
+        sums = torch.tensor([my_loss, float(stop_asked())], dtype=torch.float64)
+        dist.all_reduce(sums)  # the slowest rank's arrival: whatever it takes is waiting
         with self._clock.part("gradient sync"):
             self.engine.sync_gradients()
         with self._clock.part("optimizer"):
@@ -184,7 +173,7 @@ class Trainer:
                 StepSummarized(
                     time_s=now_s,
                     step=step,
-                    loss=float(loss[0]) / num_tokens,
+                    loss=float(sums[0]) / num_tokens,
                     num_tokens=num_tokens,
                     model_flops=self._job.model.training_flops(lengths),
                     step_s=times.step_s,
@@ -192,7 +181,24 @@ class Trainer:
                     learning_rate=self.engine.learning_rate,
                 )
             )
-        return bool(loss[1])
+        return bool(sums[1])
+
+    def _run_waves(self, step: int, plan: StepPlan, *, num_tokens: int) -> tuple[float, int]:
+        """Forward and backward of this rank's groups; the sum of its losses, and its tokens."""
+        self._clock.expect_waves(len(plan.waves))
+        self._groups.prepare(plan)
+        self.engine.zero_gradients()
+        batch = self._sampler.batch(step - 1)
+        my_loss = torch.zeros((), dtype=torch.float64, device=device())
+        my_tokens = 0
+        for index, group in self._my_groups(plan):
+            with self._clock.wave(index):
+                share, loss_sum = self._forward(group, self._corpus.train, batch)
+                with self._clock.part("backward"):
+                    (loss_sum / num_tokens).backward()
+            my_loss += loss_sum.detach()
+            my_tokens += share.num_tokens
+        return float(my_loss), my_tokens
 
     def _forward(
         self, group: SequenceGroup, sequences: SequenceSet, batch: Int64Array

@@ -63,14 +63,14 @@ def plan(
 
     Example: trimtab plan configs/llama-3-8b.yaml training.global_batch_seqs=512 --fix tp=2
     """
-    from trimtab.orchestrator import api, documents
+    from trimtab.orchestrator import api, plan_json
 
     job = api.load_job(job_file, overrides or [])
     document_lengths = None if lengths is None else api.load_lengths(lengths)
     batch = api.planning_batch(job, document_lengths)
     job_plan = api.plan(job, lengths=document_lengths, fixed=_fixed(fix))
     if json:
-        print_json(documents.plan_document(job, job_plan, batch_note=batch.note))
+        print_json(plan_json.plan_document(job, job_plan, batch_note=batch.note))
         return
     show_plan(console(), job, job_plan, batch_note=batch.note)
 
@@ -118,7 +118,7 @@ def _show_forecast(out: "Console", forecast: "Forecast") -> None:
     from rich.markup import escape
 
     from trimtab.core.units import count_text, duration_text
-    from trimtab.orchestrator.documents import mfu_note
+    from trimtab.orchestrator.plan_json import mfu_note
 
     table = _table("Step forecast", "part", "time >", "share >")
     for part in forecast.parts:

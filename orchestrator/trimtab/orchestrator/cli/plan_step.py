@@ -46,7 +46,7 @@ def plan_step(
 
     Lengths are used as given: none is padded, split or dropped.
     """
-    from trimtab.orchestrator import api, documents
+    from trimtab.orchestrator import api, plan_json
 
     if gpus < 1:
         raise InputError(f"--gpus: expected a whole number >= 1, got {gpus}")
@@ -57,7 +57,7 @@ def plan_step(
     uniform = api.best_uniform_step(batch_lengths, profile=coefficients, num_ranks=gpus)
     if json:
         print_json(
-            documents.step_plan_document(
+            plan_json.step_plan_document(
                 step_plan,
                 lengths=batch_lengths,
                 profile=coefficients,
