@@ -1,5 +1,6 @@
 """`trimtab demo`: the whole path on this machine, from measuring it to comparing runs."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,8 @@ def _summary(
 
     planned, uniform = comparison.first, comparison.second
     yield "Planned / uniform", _ratio_text(comparison, forecast=forecast)
+    if (note := _cores_note(planned.num_ranks)) is not None:
+        yield "", note
     yield "Same training", _sameness_text(comparison)
     for name, text in lines.report_lines(planned):
         if name in ("Forecast", "Step plans", "Step time", "MFU", "Loss"):
@@ -157,6 +160,17 @@ def _summary(
     yield "Uniform run", uniform.run_dir
     first, second = Path(planned.run_dir).name, Path(uniform.run_dir).name
     yield "Next", f"trimtab dashboard {first}\ntrimtab compare {first} {second}"
+
+
+def _cores_note(num_ranks: int) -> str | None:
+    """Why the ratio says little here, where ranks have no core each."""
+    num_cores = os.cpu_count() or 1
+    if num_ranks <= num_cores:
+        return None
+    return (
+        f"{num_ranks} ranks share {num_cores} cores and talk through memory: a rank that waits "
+        "lends its core to the others, which hides most of what planned groups save"
+    )
 
 
 def _ratio_text(comparison: "Comparison", *, forecast: "DemoForecast") -> str:
