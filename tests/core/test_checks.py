@@ -8,7 +8,9 @@ from trimtab.core.errors import InputError
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0, True, "3", None, 10**400])
 def test_what_is_no_positive_number_is_refused_by_name(value: object) -> None:
-    with pytest.raises(InputError, match=r"^nic\.gbit_per_s: expected a finite number > 0, got"):
+    with pytest.raises(
+        InputError, match=r"^nic\.gbit_per_s: expected a finite number > 0, got"
+    ):
         checks.positive("nic.gbit_per_s", value)
 
 

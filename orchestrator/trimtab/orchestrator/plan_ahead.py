@@ -46,7 +46,8 @@ class PlanAhead:
             text=True,
         )
         self._write(serde.to_json(planner))
-        threading.Thread(target=self._read, name="plans", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, name="plans", daemon=True)
+        self._reader.start()
 
     def prefetch(self, step: int, lengths: Sequence[int]) -> None:
         """Ask for the plan of a coming step."""
@@ -84,10 +85,20 @@ class PlanAhead:
         """A plan at once, in this process."""
         return self._planner.fallback(lengths)
 
+    @property
+    def pid(self) -> int:
+        """Of the planning process."""
+        return self._process.pid
+
     def close(self) -> None:
         """End the process."""
         self._process.terminate()
         self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
     def _why_late(self, waited_s: float) -> str:
         code = self._process.poll()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trimtab.core.errors import InfeasibleError
+from trimtab.core.errors import InputError
 from trimtab.core.job import Grouping, JobSpec
 from trimtab.core.plan import Layout, StepPlan, Wave
 from trimtab.core.profile import StepProfile
@@ -31,7 +31,8 @@ class StepPlanner:
             InfeasibleError: A sequence is longer than any group can hold.
         """
         if self.grouping == "uniform":
-            return self._uniform(lengths, degree=self.uniform_degree)
+            degree = self.uniform_degree or self._least_degree(max(lengths))
+            return self._uniform(lengths, degree=degree)
         if self.grouping == "probe":
             return self._probe(lengths, smallest=self.degrees[step % len(self.degrees)])
         return plan_step(
@@ -44,7 +45,8 @@ class StepPlanner:
 
     def fallback(self, lengths: Sequence[int]) -> StepPlan:
         """One degree for all sequences: quick to find, whatever the batch."""
-        return replace(self._uniform(lengths, degree=None), method="fallback")
+        plan = self._uniform(lengths, degree=self._least_degree(max(lengths)))
+        return replace(plan, method="fallback")
 
     def _probe(self, lengths: Sequence[int], *, smallest: int) -> StepPlan:
         """Each sequence in groups of the least degree from `smallest` that holds it."""
@@ -61,21 +63,22 @@ class StepPlanner:
         return StepPlan(
             waves=tuple(wave for plan in plans for wave in plan.waves),
             paths=tuple(path for plan in plans for path in plan.paths),
-            step_s=sum(plan.step_s for plan in plans),
+            step_s=sum(plan.step_s for plan in plans)
+            - (len(plans) - 1) * self.profile.step_fixed_s,
             lower_bound_s=max(plan.lower_bound_s for plan in plans),
             method="probe",
             solve_s=sum(plan.solve_s for plan in plans),
             reason=f"measures what groups of {smallest} and more ranks cost",
         )
 
-    def _least_degree(self, length: int, *, smallest: int) -> int:
+    def _least_degree(self, length: int, *, smallest: int = 1) -> int:
         """The least degree that holds a sequence; the largest where none does."""
         return next(
             (d for d in self.degrees if d >= smallest and length <= d * self.profile.token_cap),
             self.degrees[-1],
         )
 
-    def _uniform(self, lengths: Sequence[int], *, degree: int | None) -> StepPlan:
+    def _uniform(self, lengths: Sequence[int], *, degree: int) -> StepPlan:
         return uniform_step(
             lengths,
             profile=self.profile,
@@ -89,8 +92,8 @@ def step_planner(job: JobSpec, layout: Layout) -> StepPlanner:
     """The planner of a job's steps within `layout`.
 
     Raises:
-        InfeasibleError: No degree of the profile divides the model's heads.
-        InputError: The job has no profile and its device no datasheet peak.
+        InputError: The job has no profile and its device no datasheet peak, or its uniform
+            degree is not available.
     """
     profile = job.profile or analytic_profile(
         job.model, job.cluster, layout, precision=job.training.precision
@@ -103,17 +106,19 @@ def step_planner(job: JobSpec, layout: Layout) -> StepPlanner:
         for degree in profile.degrees
         if heads % degree == 0 and degree <= layout.group_ranks
     )
-    if not degrees:
-        raise InfeasibleError(
-            f"none of the degrees {list(profile.degrees)} of profile {profile.name!r} divides "
-            f"the model's {heads} heads"
+    uniform_degree = job.step_planning.uniform_degree
+    if uniform_degree is not None and uniform_degree not in degrees:
+        raise InputError(
+            f"step_planning.uniform_degree: expected one of {list(degrees)} (in the profile, "
+            f"dividing the model's {heads} heads, not above {layout.group_ranks} ranks), got "
+            f"{uniform_degree}"
         )
     return StepPlanner(
         profile=profile,
         num_ranks=layout.group_ranks,
         degrees=degrees,
         grouping=job.step_planning.grouping,
-        uniform_degree=job.step_planning.uniform_degree,
+        uniform_degree=uniform_degree,
     )
 
 
