@@ -46,6 +46,14 @@ def test_the_demo_has_the_steps_and_ranks_asked_for() -> None:
     assert [source.path for source in shipped.data.sources] == ["stdlib:"]
 
 
+@pytest.mark.parametrize(
+    ("num_ranks", "token_cap"), [(4, 1792), (2, 2048), (1, 4096), (3, 4096)]
+)
+def test_the_longest_document_fits_whatever_the_ranks(num_ranks: int, token_cap: int) -> None:
+    shipped = demo.demo_job(num_steps=1, num_ranks=num_ranks)
+    assert shipped.step_planning.token_cap == token_cap
+
+
 def test_too_many_ranks_are_refused_with_the_number_there_are() -> None:
     with pytest.raises(InputError, match="has 16 GPUs, got 17"):
         demo.demo_job(num_steps=1, num_ranks=17)

@@ -1,5 +1,6 @@
 """What the demo runs: a job with planned groups, and the same batches with one degree."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,10 +46,13 @@ def demo_job_path() -> Path:
 def demo_job(*, num_steps: int, num_ranks: int) -> JobSpec:
     """The demo's job on `num_ranks` processes of this machine.
 
+    The token cap is raised where it takes more than the job file's, so that the widest group of
+    these ranks still holds the longest document.
+
     Raises:
         InputError: A number is out of range.
     """
-    return load_job(
+    job = load_job(
         demo_job_path(),
         [
             f"training.num_steps={num_steps}",
@@ -56,6 +60,15 @@ def demo_job(*, num_steps: int, num_ranks: int) -> JobSpec:
             f"layout={{dp: {num_ranks}}}",
         ],
     )
+    widest = max(
+        degree
+        for degree in range(1, num_ranks + 1)
+        if num_ranks % degree == job.model.num_heads % degree == 0
+    )
+    needed = math.ceil(job.data.max_seq_tokens / widest)
+    planning = job.step_planning
+    token_cap = max(planning.token_cap or 0, needed)
+    return replace(job, step_planning=replace(planning, token_cap=token_cap))
 
 
 def uniform_job(job: JobSpec, *, longest_tokens: int) -> JobSpec:
