@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -75,12 +74,36 @@ def test_a_late_plan_is_replaced_and_the_reason_told() -> None:
 def test_a_dead_planning_process_does_not_stop_training(plans: PlanAhead) -> None:
     assert plans.take(1, LENGTHS).late is None
     os.kill(plans.pid, signal.SIGKILL)
-    time.sleep(0.2)
     plans.prefetch(2, LENGTHS)
     answer = plans.take(2, LENGTHS)
     assert answer.plan.method == "fallback"
     assert answer.late is not None
     assert "died (exit code -9)" in answer.late
+    again = plans.take(3, LENGTHS)
+    assert again.plan.method == "fallback"
+    assert again.late is None
+
+
+def test_a_stopped_planning_process_holds_up_nothing_but_the_deadline() -> None:
+    ahead = PlanAhead(PLANNER, deadline_s=0.05)
+    os.kill(ahead.pid, signal.SIGSTOP)
+    long_batch = [1 + index % 90 for index in range(40_000)]
+    for step in range(1, 6):
+        for coming in range(step, step + 4):
+            ahead.prefetch(coming, long_batch)
+        assert ahead.take(step, LENGTHS).plan.method == "fallback"
+    ahead.close()
+
+
+def test_steps_that_have_passed_are_not_planned_any_more() -> None:
+    ahead = PlanAhead(PLANNER, deadline_s=0.0)
+    for step in range(1, 200):
+        ahead.prefetch(step, LENGTHS)
+    for step in range(1, 199):
+        ahead.take(step, LENGTHS)
+    ahead._deadline_s = 60.0
+    assert ahead.take(199, LENGTHS).late is None
+    ahead.close()
 
 
 def test_closing_leaves_no_process(plans: PlanAhead) -> None:

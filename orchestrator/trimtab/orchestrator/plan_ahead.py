@@ -11,12 +11,11 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from trimtab.core import serde
-from trimtab.core.errors import InputError, TrimtabError
+from trimtab.core.errors import TrimtabError
 from trimtab.core.plan import StepPlan
 from trimtab.launch.plans import PlanAnswer
 from trimtab.orchestrator.step_planning import StepPlanner
@@ -26,7 +25,11 @@ _NICENESS = 10
 
 
 class PlanAhead:
-    """The planning process seen from rank 0; a late plan is replaced by the fallback."""
+    """The planning process seen from rank 0; a late plan is replaced by the fallback.
+
+    A thread asks one question at a time, so that training waits for the process in `take` only,
+    and there no longer than the deadline. Steps that have passed are not asked for any more.
+    """
 
     def __init__(self, planner: StepPlanner, *, deadline_s: float) -> None:
         """Start the process.
@@ -36,23 +39,26 @@ class PlanAhead:
             deadline_s: How long `take` waits for a plan before it falls back.
         """
         self._planner, self._deadline_s = planner, deadline_s
+        self._questions: dict[int, Sequence[int]] = {}
+        self._in_question: int | None = None
         self._answers: dict[int, dict[str, Any]] = {}
-        self._asked: set[int] = set()
-        self._arrived = threading.Condition()
+        self._taken_step = 0
+        self._is_over = self._end_told = False
+        self._changed = threading.Condition()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "trimtab.orchestrator.plan_ahead"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._write(serde.to_json(planner))
-        self._reader = threading.Thread(target=self._read, name="plans", daemon=True)
-        self._reader.start()
+        self._asker = threading.Thread(target=self._ask, name="plans", daemon=True)
+        self._asker.start()
 
     def prefetch(self, step: int, lengths: Sequence[int]) -> None:
-        """Ask for the plan of a coming step."""
-        self._asked.add(step)
-        self._write(json.dumps({"step": step, "lengths": list(lengths)}))
+        """Ask for the plan of a coming step; returns at once."""
+        with self._changed:
+            self._questions[step] = lengths
+            self._changed.notify_all()
 
     def take(self, step: int, lengths: Sequence[int]) -> PlanAnswer:
         """The plan of a step, or the fallback's with the reason.
@@ -60,23 +66,19 @@ class PlanAhead:
         Raises:
             TrimtabError: No plan exists for the batch.
         """
-        if step not in self._asked:
-            self.prefetch(step, lengths)
-        self._asked.discard(step)
-        waited_from_s = time.monotonic()
-        with self._arrived:
-            self._arrived.wait_for(
-                lambda: step in self._answers or self._process.poll() is not None,
-                timeout=self._deadline_s,
+        with self._changed:
+            if step not in (*self._questions, *self._answers, self._in_question):
+                self._questions[step] = lengths
+                self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: step in self._answers or self._is_over, timeout=self._deadline_s
             )
             answer = self._answers.pop(step, None)
-            for stale in [old for old in self._answers if old < step]:
-                del self._answers[stale]
+            self._taken_step = step
+            self._questions = {s: q for s, q in self._questions.items() if s > step}
+            self._answers = {s: a for s, a in self._answers.items() if s > step}
         if answer is None:
-            return PlanAnswer(
-                plan=self._planner.fallback(lengths),
-                late=self._why_late(time.monotonic() - waited_from_s),
-            )
+            return PlanAnswer(plan=self.fast(lengths), late=self._why_late())
         if "error" in answer:
             raise TrimtabError(answer["error"])
         return PlanAnswer(plan=serde.from_document(StepPlan, answer["plan"]))
@@ -92,38 +94,66 @@ class PlanAhead:
 
     def close(self) -> None:
         """End the process."""
-        self._process.terminate()
+        self._process.kill()
+        self._end()
         self._process.wait()
-        self._reader.join()
+        self._asker.join()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
-    def _why_late(self, waited_s: float) -> str:
-        code = self._process.poll()
-        if code is not None:
-            return (
-                f"the planning process has died (exit code {code}); the fallback plan of one "
-                "degree is used from here on"
-            )
-        return f"no plan after {waited_s:.1f} s; the fallback plan of one degree is used"
+    def _why_late(self) -> str | None:
+        """The reason for a fallback; of a dead process only once."""
+        if not self._is_over:
+            return f"no plan after {self._deadline_s:g} s; the fallback plan is used"
+        if self._end_told:
+            return None
+        self._end_told = True
+        return (
+            f"the planning process has died (exit code {self._process.wait()}); the fallback "
+            "plan is used from here on"
+        )
+
+    def _ask(self) -> None:
+        """Put the questions to the process, the nearest step first, until it ends."""
+        with contextlib.suppress(BrokenPipeError):
+            self._write(serde.to_json(self._planner))
+            while (question := self._next_question()) is not None:
+                step, lengths = question
+                self._write(json.dumps({"step": step, "lengths": list(lengths)}))
+                assert self._process.stdout is not None
+                reply = self._process.stdout.readline()
+                if not reply.endswith("\n"):
+                    break
+                self._keep(json.loads(reply))
+        self._end()
+
+    def _next_question(self) -> tuple[int, Sequence[int]] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._questions or self._is_over)
+            if self._is_over:
+                return None
+            step = min(self._questions)
+            self._in_question = step
+            return step, self._questions.pop(step)
+
+    def _keep(self, answer: dict[str, Any]) -> None:
+        with self._changed:
+            self._in_question = None
+            if answer["step"] > self._taken_step:
+                self._answers[answer["step"]] = answer
+                self._changed.notify_all()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `take` sees that the process is gone
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            answer = json.loads(line)
-            with self._arrived:
-                self._answers[answer["step"]] = answer
-                self._arrived.notify_all()
-        with self._arrived:
-            self._arrived.notify_all()
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
 
 
 def main() -> None:
@@ -142,5 +172,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, InputError):
+    with contextlib.suppress(KeyboardInterrupt):
         main()

@@ -1,6 +1,6 @@
 """What a launcher starts for every rank: `python -m trimtab.orchestrator.rank RUN_DIR`.
 
-Torch is imported in `main` only: children that megatron-core starts import this module too.
+Torch is imported in `main` only: the signal handler and the planning process come first.
 """
 
 import os
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 
 class StopSignal:
-    """Whether SIGTERM has come; the rank stops after the step under way."""
+    """Whether SIGTERM has come; the rank stops after its step, at a second one now."""
 
     def __init__(self) -> None:
         self.received = False
         signal.signal(signal.SIGTERM, self._receive)
 
     def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(ExitCode.JOB_FAILED)
         self.received = True
 
 

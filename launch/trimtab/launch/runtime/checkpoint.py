@@ -7,7 +7,7 @@ match its manifest is not used; the one before it is.
 
 import json
 import os
-import queue
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from trimtab.launch.runtime.engine_megatron import MegatronEngine
 
 _MANIFEST = "trimtab.json"
 _VERSION = 1
+_NAME = re.compile(r"step-\d{8,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ def save(
     dist.barrier()
     num_bytes = _publish(aside, final, data=data) if dist.get_rank() == 0 else 0
     if dist.get_rank() == 0:
-        _prune(root, keep=keep)
+        prune(root, newest=step, keep=keep)
     dist.barrier()
     return SavedCheckpoint(step=step, path=final, num_bytes=num_bytes)
 
@@ -99,10 +100,11 @@ def fault(path: Path) -> str | None:
     """Why the checkpoint at `path` cannot be used, or None if it is whole."""
     try:
         manifest = _read_manifest(path)
-        version, files, _ = manifest["version"], manifest["files"], manifest["data"]
+        version, files = manifest["version"], dict(manifest["files"])
+        manifest["data"]
     except FileNotFoundError:
         return f"{path.name} has no {_MANIFEST}"
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (KeyError, TypeError, ValueError):
         return f"{path.name}/{_MANIFEST} cannot be read"
     if version != _VERSION:
         return f"{path.name} is of version {version}, this Trimtab reads version {_VERSION}"
@@ -114,36 +116,6 @@ def fault(path: Path) -> str | None:
             found = file.stat().st_size
             return f"{path.name}/{name} is truncated: {found} of {size} bytes"
     return None
-
-
-def _write_here(
-    transforms: list[Any], _use_msc: bool, _rank: int, buckets: list[Any], answers: Any
-) -> None:
-    """Write a rank's buckets in this process: megatron-core's writer, without its processes.
-
-    megatron-core forks one process for each bucket and starts another that holds their results.
-    A fork of a process with threads, as a rank is, can deadlock, and did; the other outlives a
-    rank that is killed. Saves are awaited here, so neither is needed.
-    """
-    write = megatron.filesystem_async.FileSystemWriterAsync.write_preloaded_data
-    written: dict[int, Any] = {}
-    for index, bucket in enumerate(buckets):
-        results: queue.Queue[tuple[int, Any]] = queue.Queue()
-        unfinished: queue.Queue[int] = queue.Queue()
-        unfinished.put(index)
-        write(transforms, index, bucket, results, unfinished, use_fsync=True)
-        _, outcome = results.get_nowait()
-        if isinstance(outcome, Exception):
-            answers.put(outcome)
-            return
-        written[index] = outcome
-    answers.put(written)
-
-
-megatron.filesystem_async._results_queue = queue.Queue()
-megatron.filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(
-    _write_here
-)
 
 
 def step_of(path: Path) -> int:
@@ -202,7 +174,7 @@ def _unshare_steps(optimizer: torch.optim.Optimizer) -> None:
 
 def _newest_whole(root: Path) -> tuple[Path | None, tuple[str, ...]]:
     passed_over: list[str] = []
-    for path in sorted(root.glob("step-*"), reverse=True):
+    for path in reversed(_checkpoints(root)):
         reason = fault(path)
         if reason is None:
             return path, tuple(passed_over)
@@ -226,6 +198,19 @@ def _publish(aside: Path, final: Path, *, data: str) -> int:
     return sum(files.values())
 
 
-def _prune(root: Path, *, keep: int) -> None:
-    for path in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(path)
+def _checkpoints(root: Path) -> list[Path]:
+    """The checkpoint directories, oldest first."""
+    return sorted(path for path in root.glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def prune(root: Path, *, newest: int, keep: int) -> None:
+    """Keep the newest `keep` whole checkpoints up to the one just written.
+
+    Those of later steps are of a course that a resume has left; broken ones and remains of
+    interrupted saves are of no use.
+    """
+    whole = [path for path in _checkpoints(root) if fault(path) is None]
+    kept = [path for path in whole if step_of(path) <= newest][-keep:]
+    for path in (*_checkpoints(root), *root.glob(".step-*.partial")):
+        if path not in kept:
+            shutil.rmtree(path)

@@ -1,5 +1,6 @@
 """A run's newest checkpoint as a Hugging Face folder."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from trimtab.core.errors import InputError
 from trimtab.core.job import JobSpec
 from trimtab.core.plan import Layout
 from trimtab.launch.runtime import checkpoint
+from trimtab.launch.runtime.checkpoint import LoadedCheckpoint
 from trimtab.launch.runtime.clock import StepClock
 from trimtab.launch.runtime.engine_megatron import MegatronEngine
 from trimtab.launch.runtime.huggingface import export_hugging_face
 
 
-def export_newest(job: JobSpec, checkpoints: Path, folder: Path) -> int:
-    """Write the weights of the newest whole checkpoint to `folder`; returns its step.
+def export_newest(job: JobSpec, checkpoints: Path, folder: Path) -> LoadedCheckpoint:
+    """Write the weights of the newest whole checkpoint to `folder`; tells which it was.
 
     Runs in this process alone, whatever the number of ranks that wrote the checkpoint.
 
@@ -28,6 +30,7 @@ def export_newest(job: JobSpec, checkpoints: Path, folder: Path) -> int:
         InputError: There is no whole checkpoint, the folder is not empty, or the model is of a
             kind that Hugging Face's Llama does not cover.
     """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as meeting:
         dist.init_process_group(
             "gloo", init_method=f"file://{meeting}/rendezvous", rank=0, world_size=1
@@ -42,4 +45,4 @@ def export_newest(job: JobSpec, checkpoints: Path, folder: Path) -> int:
             export_hugging_face(engine.module, job.model, folder, tokenizer=job.data.tokenizer)
         finally:
             dist.destroy_process_group()
-    return loaded.step
+    return loaded

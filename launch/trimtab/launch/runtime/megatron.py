@@ -1,7 +1,9 @@
 """The door to megatron-core: shimmed where there is no CUDA, and the names we use of it."""
 
 import logging
+import queue
 import warnings
+from typing import Any
 
 from trimtab.launch.runtime import cpu_shim
 
@@ -38,10 +40,39 @@ __all__ = [
     "PackedSeqParams",
     "TransformerConfig",
     "dist_checkpointing",
-    "filesystem_async",
     "finalize_model_grads",
     "get_gpt_layer_local_spec",
     "get_megatron_optimizer",
     "parallel_state",
     "tensor_parallel",
 ]
+
+
+def _write_here(
+    transforms: list[Any], _use_msc: bool, _rank: int, buckets: list[Any], answers: Any
+) -> None:
+    """Write a rank's buckets in this process: megatron-core's writer, without its processes.
+
+    megatron-core forks one process for each bucket and starts another that holds their results.
+    A rank waits forever for a forked one that fails before it answers, and the other outlives a
+    rank that is killed. Saves are awaited here, so neither is needed.
+    """
+    write = filesystem_async.FileSystemWriterAsync.write_preloaded_data
+    written: dict[int, Any] = {}
+    for index, bucket in enumerate(buckets):
+        results: queue.Queue[tuple[int, Any]] = queue.Queue()
+        unfinished: queue.Queue[int] = queue.Queue()
+        unfinished.put(index)
+        write(transforms, index, bucket, results, unfinished, use_fsync=True)
+        _, outcome = results.get_nowait()
+        if isinstance(outcome, Exception):
+            answers.put(outcome)
+            return
+        written[index] = outcome
+    answers.put(written)
+
+
+filesystem_async._results_queue = queue.Queue()
+filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(
+    _write_here
+)

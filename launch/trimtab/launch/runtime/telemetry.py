@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from trimtab.core import serde
-from trimtab.core.events import AnyEvent, RankProgressed
+from trimtab.core.errors import InputError
+from trimtab.core.events import Alert, AnyEvent, RankProgressed
 
 _HEARTBEAT_S = 1.0
+_CLOSING_S = 5.0
 _MAX_WAITING_EVENTS = 100_000
 
 
@@ -54,9 +56,10 @@ class TelemetrySender:
         self._step, self._doing = step, doing
 
     def close(self) -> None:
-        """Send what is queued, and stop."""
-        self._events.put(None)
-        self._thread.join(timeout=10.0)
+        """Send what is queued, for ten seconds at most, and stop."""
+        with contextlib.suppress(queue.Full):
+            self._events.put(None, timeout=_CLOSING_S)
+        self._thread.join(timeout=_CLOSING_S)
         self._socket.close()
 
     def _send(self) -> None:
@@ -79,4 +82,11 @@ class TelemetrySender:
         )
 
     def _send_event(self, event: AnyEvent) -> None:
-        self._socket.sendall(serde.to_json(event).encode() + b"\n")
+        try:
+            line = serde.to_json(event)
+        except InputError as error:
+            message = f"an event of kind {type(event).__name__} could not be sent: {error}"
+            line = serde.to_json(
+                Alert(time_s=time.time(), severity="warning", message=message, rank=self._rank)
+            )
+        self._socket.sendall(line.encode() + b"\n")

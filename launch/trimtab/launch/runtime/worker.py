@@ -7,7 +7,9 @@ The loss is the mean over all tokens of the global batch, whoever computed them:
 scales the sum of its token losses by one over the batch's tokens, and gradients are summed.
 """
 
+import math
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -132,11 +134,11 @@ class Trainer:
         stopping = self._any_rank(stop_asked())
         while self.finished_steps < training.num_steps and not stopping:
             stopping = self._train_step(self.finished_steps + 1, stop_asked)
+            if every and self.finished_steps % every == 0:
+                self._save()
             evaluate_every = training.evaluate_every_steps
             if evaluate_every and self.finished_steps % evaluate_every == 0:
                 self._evaluate()
-            if every and self.finished_steps % every == 0:
-                self._save()
         if self._saved_step < self.finished_steps:
             self._save()
 
@@ -273,6 +275,11 @@ class Trainer:
                 _, loss_sum = self._forward(group, self._corpus.held_out, batch)
                 loss += loss_sum.double().cpu()
         dist.all_reduce(loss)
+        if not math.isfinite(loss):
+            raise NoRestartError(
+                f"step {self.finished_steps}: the held-out loss is {float(loss)}: training has "
+                "diverged; lower training.learning_rate"
+            )
         if self._rank == 0:
             self._telemetry.emit(
                 EvaluationFinished(
@@ -381,7 +388,17 @@ def _device_peak(job: JobSpec, context: RankContext) -> tuple[str, float | None,
         return "cpu", None, "the device is a CPU, which has no datasheet peak"
     name = torch.cuda.get_device_name(context.local_rank)
     gpu, precision = job.cluster.nodes[0].gpu, job.training.precision
+    if not _is_same_device(name, gpu.name):
+        return name, None, f"the cluster file describes {gpu.name}, but the device is {name}"
     peak = gpu.peak_flop_per_s(precision)
     if peak is None:
         return name, None, f"the cluster file gives {gpu.name} no {precision} peak"
     return name, peak, f"{gpu.name} dense {precision}, from cluster {job.cluster.name!r}"
+
+
+def _is_same_device(found: str, described: str) -> bool:
+    """Whether a driver's name (`NVIDIA H100 80GB HBM3`) and a datasheet's share their model."""
+    models = [
+        set(re.findall(r"[A-Z]{1,3}\d{2,4}", name.upper())) for name in (found, described)
+    ]
+    return bool(models[0] & models[1])

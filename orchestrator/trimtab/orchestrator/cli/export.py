@@ -25,8 +25,22 @@ def export(
         raise MissingExtraError(
             f"export needs the package {error.name}: pip install 'trimtab[train]'"
         ) from error
-    step = export_newest(job, found.checkpoints, folder)
+    exported = export_newest(job, found.checkpoints, folder)
     if json:
-        print_json({"run": str(found.handle), "step": step, "folder": str(folder)})
+        print_json(
+            {
+                "run": str(found.handle),
+                "step": exported.step,
+                "folder": str(folder),
+                "passed_over": list(exported.passed_over),
+            }
+        )
         return
-    console().print(f"{found.handle} after step {step}: written to {folder}", soft_wrap=True)
+    out = console()
+    for reason in exported.passed_over:
+        out.print(f"passed over: {reason}", soft_wrap=True, markup=False)
+    out.print(
+        f"{found.handle} after step {exported.step}: written to {folder}",
+        soft_wrap=True,
+        markup=False,
+    )
