@@ -1,10 +1,13 @@
 """Real processes, started and ended by the local launcher."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
 import pytest
@@ -31,11 +34,13 @@ def run_dir(tmp_path: Path) -> Path:
     return path
 
 
-def job(*, num_ranks: int = 2, precision: Precision = "fp32") -> JobSpec:
+def job(
+    *, num_ranks: int = 2, precision: Precision = "fp32", device: str = "CPU process"
+) -> JobSpec:
     node = NodeSpec(
         name="laptop",
         count=1,
-        gpu=GpuSpec(name="cpu", memory_bytes=2**34, memory_bytes_per_s=1e10),
+        gpu=GpuSpec(name=device, memory_bytes=2**34, memory_bytes_per_s=1e10),
         gpus_per_node=128,
         intra_node=Link(bytes_per_s=1e9, latency_s=1e-5),
         nics=(NicSpec(kind="loopback", count=1, bytes_per_s=1e9, latency_s=1e-5),),
@@ -62,13 +67,15 @@ def job(*, num_ranks: int = 2, precision: Precision = "fp32") -> JobSpec:
     )
 
 
-def python_ranks(run_dir: Path, program: str, *, num_ranks: int = 2) -> LocalRanks:
+def python_ranks(
+    run_dir: Path, program: str, *, num_ranks: int = 2, lock_fd: int | None = None
+) -> LocalRanks:
     """Ranks that run a piece of Python."""
     launcher = LocalLauncher(argv=(sys.executable, "-c", program), num_cores=8)
     request = launcher.prepare(
         job(num_ranks=num_ranks), layout=Layout(dp=num_ranks), handle=HANDLE, run_dir=run_dir
     )
-    return launcher.start(request, rendezvous=RENDEZVOUS)
+    return launcher.start(request, rendezvous=replace(RENDEZVOUS, lock_fd=lock_fd))
 
 
 def all_exits(ranks: LocalRanks) -> list[RankExit]:
@@ -91,6 +98,7 @@ def test_the_request_holds_command_and_shared_environment(run_dir: Path) -> None
         EnvVar(name="GLOO_SOCKET_IFNAME", value="lo"),
         EnvVar(name="OMP_NUM_THREADS", value="4"),
         EnvVar(name="PYTHONUNBUFFERED", value="1"),
+        EnvVar(name="CUDA_VISIBLE_DEVICES", value=""),
     )
     assert (request.num_ranks, request.layout) == (2, Layout(dp=2))
 
@@ -107,6 +115,55 @@ def test_more_ranks_than_cores_get_one_thread_each(run_dir: Path) -> None:
         job(num_ranks=5), layout=Layout(dp=5), handle=HANDLE, run_dir=run_dir
     )
     assert EnvVar(name="OMP_NUM_THREADS", value="1") in request.environment
+
+
+def test_ranks_share_the_cores_of_the_cpu_set_they_may_use(run_dir: Path) -> None:
+    program = (
+        "import os\n"
+        "from trimtab.launch.local import usable_cores\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "print(usable_cores())"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "1\n"
+
+
+def test_ranks_of_a_gpu_cluster_see_the_gpus(run_dir: Path) -> None:
+    launcher = LocalLauncher(argv=("python",))
+    request = launcher.prepare(
+        job(device="NVIDIA H100"), layout=Layout(dp=2), handle=HANDLE, run_dir=run_dir
+    )
+    assert "CUDA_VISIBLE_DEVICES" not in {each.name for each in request.environment}
+
+
+def test_the_meeting_place_survives_the_characters_of_a_url(tmp_path: Path) -> None:
+    run_dir = tmp_path / "a#b ?c%20d"
+    (run_dir / "logs").mkdir(parents=True)
+    program = "import os; print(os.environ['TRIMTAB_RENDEZVOUS'])"
+    all_exits(python_ranks(run_dir, program, num_ranks=1))
+    url = urlsplit(log_lines(run_dir, 0)[1])
+    assert (url.scheme, unquote(url.path)) == ("file", f"{run_dir}/rendezvous-2")
+    assert (url.query, url.fragment) == ("", "")
+
+
+def test_every_rank_holds_the_lock_of_its_run(run_dir: Path) -> None:
+    with (run_dir / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ranks = python_ranks(
+            run_dir,
+            "import time; print('up'); time.sleep(600)",
+            lock_fd=lock.fileno(),
+        )
+    while not all("up" in log_lines(run_dir, rank) for rank in (0, 1)):
+        time.sleep(0.02)
+    with (run_dir / "lock").open("w") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ranks.kill()
+        all_exits(ranks)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("degree", ["tp", "pp", "cp", "ep", "vpp"])
@@ -158,7 +215,7 @@ def test_every_rank_gets_its_own_environment(
         "2",
         "1",
         "2",
-        f"file://{run_dir}/rendezvous-2",
+        run_dir.as_uri() + "/rendezvous-2",
         "127.0.0.1:1",
         "marker-of-the-token",
         "2",

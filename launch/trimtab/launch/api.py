@@ -23,6 +23,8 @@ class Rendezvous:
     """`host:port`."""
     collector_token: str = field(repr=False)
     """A secret: it reaches the ranks through their environment only."""
+    lock_fd: int | None = None
+    """Locked file of the run, which every rank holds open as long as it lives; None: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

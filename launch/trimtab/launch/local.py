@@ -33,10 +33,10 @@ class LocalLauncher:
 
         Args:
             argv: Command line of a rank; the run directory is added to its end.
-            num_cores: Cores to share out to the ranks; None: those of this machine.
+            num_cores: Cores to share out to the ranks; None: `usable_cores()`.
         """
         self._argv = argv
-        self._num_cores = num_cores or os.cpu_count() or 1
+        self._num_cores = num_cores or usable_cores()
 
     def prepare(
         self, job: JobSpec, *, layout: Layout, handle: JobHandle, run_dir: Path
@@ -57,6 +57,7 @@ class LocalLauncher:
                 EnvVar(name="GLOO_SOCKET_IFNAME", value="lo"),
                 EnvVar(name="OMP_NUM_THREADS", value=str(threads)),
                 EnvVar(name="PYTHONUNBUFFERED", value="1"),
+                *_device_environment(job),
             ),
             num_ranks=job.num_ranks,
             job=job,
@@ -124,6 +125,20 @@ class LocalRanks:
             process.wait()
 
 
+def usable_cores() -> int:
+    """Cores this process may run on: those of its CPU set, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _device_environment(job: JobSpec) -> tuple[EnvVar, ...]:
+    """Hides GPUs this machine may have from ranks that are to run on its CPU."""
+    if all(node.gpu.is_cpu for node in job.cluster.nodes):
+        return (EnvVar(name="CUDA_VISIBLE_DEVICES", value=""),)
+    return ()
+
+
 def _check(job: JobSpec, *, layout: Layout) -> None:
     for name in _WORKER_DEGREES:
         degree = getattr(layout, name)
@@ -161,6 +176,7 @@ def _start_rank(
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=0,
+            pass_fds=() if rendezvous.lock_fd is None else (rendezvous.lock_fd,),
         )
 
 
@@ -183,7 +199,7 @@ def _environment(request: Request, *, rank: int, rendezvous: Rendezvous) -> Mapp
         "WORLD_SIZE": str(request.num_ranks),
         "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(request.num_ranks),
-        "TRIMTAB_RENDEZVOUS": f"file://{store}",
+        "TRIMTAB_RENDEZVOUS": store.as_uri(),
         "TRIMTAB_COLLECTOR": rendezvous.collector_address,
         "TRIMTAB_COLLECTOR_TOKEN": rendezvous.collector_token,
         "TRIMTAB_ATTEMPT": str(rendezvous.attempt),

@@ -34,6 +34,11 @@ class GpuSpec:
     memory_bytes_per_s: float
     peaks: tuple[PeakRate, ...] = ()
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether ranks run on the CPU: the device's name begins with `cpu`, in any case."""
+        return self.name.casefold().startswith("cpu")
+
     def __post_init__(self) -> None:
         checks.not_empty("gpu.name", self.name)
         checks.whole_number("gpu.memory_gib", self.memory_bytes)
