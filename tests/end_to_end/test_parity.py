@@ -150,10 +150,13 @@ def test_four_ranks_with_changing_groups_lose_what_one_process_loses(
     job = _job(documents)
     four = _train(job, _changing_plans(), num_ranks=4, out=tmp_path / "four")
 
+    differences = [abs(a - b) for a, b in zip(four["losses"], reference["losses"], strict=True)]
+    gradient_error = _relative_error(four["gradients"], reference["gradients"])
+    print(f"losses differ by at most {max(differences):.1e}, gradients by {gradient_error:.1e}")
     assert len(four["losses"]) == _STEPS
     assert four["losses"] == pytest.approx(reference["losses"], abs=1e-5)
     assert four["evaluations"] == pytest.approx(reference["evaluations"], abs=1e-5)
-    assert _relative_error(four["gradients"], reference["gradients"]) < 1e-5
+    assert gradient_error < 1e-5
     assert reference["losses"][-1] < reference["losses"][0] - 1.0
 
 

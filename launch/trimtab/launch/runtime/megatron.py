@@ -10,6 +10,9 @@ from trimtab.launch.runtime import cpu_shim
 cpu_shim.apply()
 # What it warns of is that Transformer Engine and Apex are absent, which is our choice.
 warnings.filterwarnings("ignore", module=r"megatron\.")
+warnings.filterwarnings(
+    "ignore", category=FutureWarning, module=r"torch\.distributed\.checkpoint"
+)
 
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.strategies import filesystem_async
