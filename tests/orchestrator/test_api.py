@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from trimtab import orchestrator
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.plan import Layout
 from trimtab.orchestrator import api
+from trimtab.orchestrator.step_planning import step_planner
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FLEXSP_7B = CONFIGS / "profiles" / "flexsp_7b_a100.json"
@@ -54,8 +56,39 @@ def test_a_job_without_a_layout_gets_one_that_fills_its_ranks() -> None:
 
 def test_the_layout_of_a_job_is_kept() -> None:
     job = api.load_job(CONFIGS / "llama-3-8b.yaml", ["layout.tp=4", "layout.pp=2"])
-    layout = api.plan(job).layout
-    assert (layout.tp, layout.pp, layout.dp, layout.cp) == (4, 2, 2, 1)
+    with pytest.raises(InfeasibleError, match=r"it fits with layout\.recompute selective"):
+        api.plan(job)
+    job = api.load_job(
+        CONFIGS / "llama-3-8b.yaml", ["layout={tp: 4, pp: 2, recompute: selective}"]
+    )
+    assert api.plan(job).layout == Layout(tp=4, pp=2, dp=2, recompute="selective")
+
+
+def test_every_setting_of_a_layout_is_kept() -> None:
+    job = api.load_job(CONFIGS / "llama-3-8b.yaml", ["layout={tp: 8, recompute: full}"])
+    assert api.plan(job).layout == Layout(tp=8, dp=2, recompute="full")
+
+
+def test_a_run_is_forecast_in_the_groups_its_ranks_form() -> None:
+    job = api.load_job(
+        CONFIGS / "demo.yaml",
+        [f"profile={FLEXSP_7B}", "step_planning={grouping: uniform, uniform_degree: 4}"],
+    )
+    layout = Layout(dp=4)
+    run = api.plan_run(job, layout, lengths=[900] * 16)
+    step = step_planner(job, layout).plan([900] * 16, step=1)
+    assert run.layout == layout
+    assert run.forecast.step_s == pytest.approx(step.step_s)
+    free = replace(job, step_planning=replace(job.step_planning, grouping="planned"))
+    assert api.plan_run(free, layout, lengths=[900] * 16).forecast.step_s < step.step_s
+
+
+def test_a_run_of_equal_lengths_needs_no_batch_that_dp_divides() -> None:
+    job = api.load_job(CONFIGS / "llama-3-8b.yaml", ["training.global_batch_seqs=13"])
+    plan = api.plan_run(job, Layout(dp=16))
+    assert plan.layout == Layout(dp=16)
+    assert plan.forecast.num_tokens == 13 * job.data.max_seq_tokens
+    assert plan.forecast.verdict != "oom"
 
 
 def test_a_fixed_degree_leaves_the_others_to_the_planner() -> None:

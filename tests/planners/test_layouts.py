@@ -9,7 +9,7 @@ from trimtab.core.batch import BatchProfile
 from trimtab.core.cluster import ClusterSpec
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.model import ModelSpec, MoeSpec
-from trimtab.core.plan import JobPlan
+from trimtab.core.plan import JobPlan, Layout
 from trimtab.planners.layouts import plan_job
 
 GptMaker = Callable[..., ModelSpec]
@@ -23,7 +23,7 @@ def planned(
     num_ranks: int,
     lengths: tuple[int, ...] = (2048,) * 128,
     token_cap: int | None = None,
-    fixed: dict[str, int] | None = None,
+    fixed: Layout | dict[str, int] | None = None,
 ) -> JobPlan:
     return plan_job(
         model,
@@ -32,7 +32,7 @@ def planned(
         batch=BatchProfile(lengths=lengths),
         precision="bf16",
         token_cap=token_cap,
-        fixed=fixed or {},
+        fixed=fixed,
     )
 
 
@@ -178,6 +178,72 @@ def test_pins_that_cannot_be_are_refused(
     model = gpt(num_layers=4, hidden=5120, num_heads=40)
     with pytest.raises(InputError, match=message):
         planned(model, a100s(num_nodes=2), num_ranks=16, fixed=fixed)
+
+
+def test_a_whole_layout_is_forecast_as_it_stands(
+    gpt_7b: ModelSpec, a100s: ClusterMaker
+) -> None:
+    full = Layout(tp=8, recompute="full", zero=0)
+    plan = planned(gpt_7b, a100s(), num_ranks=8, fixed=full)
+    assert plan.layout == full
+    assert plan.reason.startswith("the layout given")
+    none = planned(gpt_7b, a100s(), num_ranks=8, fixed=replace(full, recompute="none"))
+    parallel = planned(
+        gpt_7b, a100s(), num_ranks=8, fixed=replace(full, sequence_parallel=True)
+    )
+    kept = [p.forecast.memory[0].activations_bytes for p in (none, plan, parallel)]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 3
+
+
+def test_a_whole_layout_that_does_not_fit_is_refused_though_another_would(
+    gpt_7b: ModelSpec, a100s: ClusterMaker
+) -> None:
+    layout = Layout(tp=2, dp=4, micro_batch_seqs=4)
+    message = r"with none recompute .* short by [\d.]+ GiB; it fits with layout.recompute"
+    with pytest.raises(InfeasibleError, match=message):
+        planned(gpt_7b, a100s(), num_ranks=8, fixed=layout)
+    cluster = a100s(memory_bytes=48 * 2**30)
+    with pytest.raises(InfeasibleError, match="another layout fits on these GPUs"):
+        planned(gpt_7b, cluster, num_ranks=8, fixed=Layout(dp=8, zero=0))
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (Layout(dp=4), "layout: tp1 pp1 dp4 uses 4 ranks, but num_ranks = 8"),
+        (Layout(tp=8), r"layout\.tp: 8 does not divide num_heads = 12"),
+        (Layout(dp=8, ep=2), r"layout\.ep: the model 'gpt' has no experts, got 2"),
+        (Layout(dp=4, pp=2, vpp=3), r"layout\.vpp: 3 chunks a stage need"),
+        (Layout(dp=8, micro_batch_seqs=3), "dp 8 x micro_batch_seqs 3 does not divide 128"),
+    ],
+)
+def test_a_whole_layout_that_cannot_be_is_refused(
+    gpt: GptMaker, a100s: ClusterMaker, layout: Layout, message: str
+) -> None:
+    model = gpt(num_layers=4, hidden=1536, num_heads=12)
+    with pytest.raises(InputError, match=message):
+        planned(model, a100s(), num_ranks=8, fixed=layout)
+
+
+def test_experts_are_spread_over_a_divisor_of_the_data_ranks(a100s: ClusterMaker) -> None:
+    model = ModelSpec(
+        name="experts",
+        num_layers=4,
+        hidden=512,
+        ffn_hidden=1024,
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=64,
+        vocab=1024,
+        max_seq_tokens=2048,
+        moe=MoeSpec(num_experts=8, experts_per_token=2, expert_ffn_hidden=1024),
+    )
+    plan = planned(model, a100s(num_nodes=3), num_ranks=24, fixed={"tp": 2})
+    for layout in (plan.layout, *(other.layout for other in plan.alternatives)):
+        assert layout.group_ranks % layout.ep == 0
+    with pytest.raises(InputError, match="no layout of num_ranks = 24 has tp 2, ep 8"):
+        planned(model, a100s(num_nodes=3), num_ranks=24, fixed={"tp": 2, "ep": 8})
 
 
 def test_a_device_of_unknown_peak_asks_for_calibration(

@@ -6,10 +6,10 @@ from trimtab.core.batch import BatchProfile
 from trimtab.core.cluster import ClusterSpec
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.model import ModelSpec
-from trimtab.core.plan import JobPlan
+from trimtab.core.plan import JobPlan, Layout
 from trimtab.core.profile import StepProfile
-from trimtab.planners.layouts import plan_job
-from trimtab.planners.sequences import plan_step
+from trimtab.planners.layouts import plan_job, plan_run
+from trimtab.planners.sequences import plan_step, uniform_step
 
 GptMaker = Callable[..., ModelSpec]
 ClusterMaker = Callable[..., ClusterSpec]
@@ -27,7 +27,7 @@ def planned(
     profile: StepProfile,
     *,
     lengths: tuple[int, ...] = (150, 90, 90, 20),
-    fixed: dict[str, int] | None = None,
+    fixed: Layout | dict[str, int] | None = None,
     token_cap: int | None = None,
 ) -> JobPlan:
     return plan_job(
@@ -94,3 +94,36 @@ def test_zero_is_raised_until_the_states_fit(
     large = gpt(num_layers=96, hidden=12_288, num_heads=96)
     with pytest.raises(InfeasibleError, match=r"token_cap of 100 needs .* short by "):
         planned(large, a100s(), small_profile)
+
+
+def test_a_whole_layout_is_not_traded_for_one_that_fits(
+    gpt: GptMaker, a100s: ClusterMaker, small_profile: StepProfile
+) -> None:
+    model = gpt(num_layers=32, hidden=4096, num_heads=32)
+    cluster = a100s(memory_bytes=48 * 2**30)
+    with pytest.raises(InfeasibleError, match="with zero 1 and none recompute"):
+        planned(model, cluster, small_profile, fixed=Layout(dp=4))
+    sharded = Layout(dp=4, zero=2)
+    assert planned(model, cluster, small_profile, fixed=sharded).layout == sharded
+
+
+def test_the_forecast_of_a_run_is_the_step_its_ranks_plan(
+    tiny: ModelSpec, a100s: ClusterMaker, small_profile: StepProfile
+) -> None:
+    lengths = (90, 90, 20)
+    step = uniform_step(
+        lengths, profile=small_profile, num_ranks=4, degree=4, clock=lambda: 0.0
+    )
+    layout = Layout(dp=4, recompute="full")
+    plan = plan_run(
+        tiny,
+        a100s(peak=None),
+        layout=layout,
+        batch=BatchProfile(lengths=lengths),
+        step=step,
+        profile=small_profile,
+        precision="fp32",
+    )
+    assert plan.layout == layout
+    assert plan.forecast.step_s == pytest.approx(step.step_s)
+    assert plan.placement.rank_nodes == ("a-0",) * 4

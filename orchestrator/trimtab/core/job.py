@@ -175,7 +175,7 @@ class JobSpec:
     data: DataSpec
     training: TrainingSpec
     layout: Layout | None = None
-    """None: the planner chooses."""
+    """Kept as it stands. None: `plan` chooses, `submit` runs dp = `num_ranks`."""
     profile: StepProfile | None = None
     """Measured or published step coefficients; None: the analytic ones."""
     step_planning: StepPlanningSpec = StepPlanningSpec()
@@ -265,4 +265,4 @@ class Request:
     num_ranks: int
     job: JobSpec
     layout: Layout
-    """The layout that runs: the job's own, or the planner's choice."""
+    """The layout that runs: the job's own, or dp = `num_ranks`."""

@@ -26,6 +26,7 @@ from trimtab.orchestrator.config import (
     load_profile,
     read_text,
 )
+from trimtab.orchestrator.step_planning import step_planner
 from trimtab.planners import layouts, sequences
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "load_model",
     "load_profile",
     "plan",
+    "plan_run",
     "plan_step",
     "planning_batch",
     "prepare",
@@ -64,10 +66,10 @@ def plan(
     """Choose the layout of a job and forecast its step; acts on nothing.
 
     Args:
-        job: What `load_job` returned. Its `layout`, if any, is kept.
+        job: What `load_job` returned. Its `layout`, if any, is forecast as it stands.
         lengths: Document lengths in tokens to plan for; None: `data.max_seq_tokens` each.
-        fixed: Degrees to keep (`{"tp": 8}`), the rest being the planner's choice; they win over
-            the job's layout.
+        fixed: Degrees to keep (`{"tp": 8}`), the rest being the planner's choice; the job's
+            layout is then set aside.
 
     Raises:
         InputError: The lengths are empty, or hold something else than positive numbers; or a
@@ -82,7 +84,32 @@ def plan(
         precision=job.training.precision,
         profile=job.profile,
         token_cap=job.step_planning.token_cap,
-        fixed=_pins(job.layout) if fixed is None else fixed,
+        fixed=job.layout if fixed is None else fixed,
+    )
+
+
+def plan_run(job: JobSpec, layout: Layout, *, lengths: Sequence[int] | None = None) -> JobPlan:
+    """Forecast what `submit` runs: `layout` as it stands, steps as its ranks plan them.
+
+    Args:
+        job: What `load_job` returned; its own `layout` is not looked at.
+        layout: The layout that runs.
+        lengths: Lengths of one batch in tokens; None: `data.max_seq_tokens` each.
+
+    Raises:
+        InputError: There is nothing to plan steps with: neither profile nor datasheet peak.
+        InfeasibleError: The layout, or a sequence, does not fit; says what is short.
+    """
+    batch = planning_batch(job, lengths).profile
+    planner = step_planner(job, layout)
+    return layouts.plan_run(
+        job.model,
+        job.cluster,
+        layout=layout,
+        batch=batch,
+        step=planner.plan(batch.lengths, step=1),
+        profile=planner.profile,
+        precision=job.training.precision,
     )
 
 
@@ -246,10 +273,6 @@ def _as_sequences(lengths: Sequence[int], *, data: DataSpec) -> tuple[int, ...]:
         whole, rest = divmod(length, longest)
         pieces += [longest] * whole + ([rest] if rest else [])
     return tuple(pieces)
-
-
-def _pins(layout: Layout | None) -> dict[str, int]:
-    return {} if layout is None else {name: getattr(layout, name) for name in layouts.PINNABLE}
 
 
 def _length(line: str, *, where: str) -> int:

@@ -106,7 +106,7 @@ def load_model(path: str | Path) -> ModelSpec:
 
 
 def load_profile(path: str | Path) -> StepProfile:
-    """Read a profile of step coefficients (JSON or YAML, in ms, GB/s and MiB per token).
+    """Read a profile of step coefficients (JSON or YAML, in ms, GB/s and MB per token).
 
     Raises:
         InputError: The file is missing or malformed, or a key or value is wrong.

@@ -8,13 +8,13 @@ from trimtab.core.batch import BatchProfile
 from trimtab.core.cluster import ClusterSpec, Precision
 from trimtab.core.errors import InputError, unknown_name_message
 from trimtab.core.model import ModelSpec
-from trimtab.core.plan import ForecastLayout, JobPlan
+from trimtab.core.plan import ForecastLayout, JobPlan, Layout, RejectedLayout, StepPlan
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import duration_text
 from trimtab.planners.placement import machine, placement
-from trimtab.planners.profiled import profiled_layout
-from trimtab.planners.search import Found, costed, search_layouts
-from trimtab.planners.shapes import BatchSums, Job
+from trimtab.planners.profiled import data_layouts, grouped_layout, profiled_layout
+from trimtab.planners.search import Found, costed, costed_or_raise, search_layouts
+from trimtab.planners.shapes import BatchSums, Job, check_layout
 
 PINNABLE = ("tp", "pp", "dp", "cp", "ep", "vpp", "micro_batch_seqs", "zero")
 """Fields of a layout that `fixed` may pin."""
@@ -32,7 +32,7 @@ def plan_job(
     precision: Precision,
     profile: StepProfile | None = None,
     token_cap: int | None = None,
-    fixed: Mapping[str, int] | None = None,
+    fixed: Layout | Mapping[str, int] | None = None,
 ) -> JobPlan:
     """Choose the layout with the shortest forecast step among those whose memory fits.
 
@@ -48,41 +48,114 @@ def plan_job(
         precision: Of the matrix products.
         profile: Measured step coefficients of ranks with tp 1 and pp 1; None: analytic ones.
         token_cap: Most tokens a rank holds in a wave; None: the profile's, or from memory.
-        fixed: Fields of the layout to keep, by name (see `PINNABLE`).
+        fixed: A whole layout, forecast as it stands; or fields of it to keep, by name (see
+            `PINNABLE`), the rest being chosen.
 
     Raises:
         InputError: A pinned degree, `num_ranks` or the device does not admit any layout.
         InfeasibleError: No layout fits in memory; says what is short, and by how much.
     """
-    pinned = _checked_pins(fixed or {})
     checks.whole_number("num_ranks", num_ranks)
-    used = machine(cluster, num_ranks, precision=precision)
-    if profile is None:
-        job = Job(
-            model=model,
-            used=used,
-            batch=BatchSums(batch),
-            model_flops=model.training_flops(batch.lengths),
-            precision=precision,
-            token_cap=token_cap,
-            pinned=pinned,
-        )
-        found = search_layouts(job)
-        ranked = [_with_all_stages(job, layout) for layout in _ranked(found)]
-    else:
-        if token_cap is not None:
-            profile = dataclasses.replace(profile, token_cap=token_cap)
-        best = profiled_layout(
-            model, used, batch=batch, precision=precision, profile=profile, pinned=pinned
-        )
-        found, ranked = Found(fitting=(best,), rejected=()), [best]
+    job = Job(
+        model=model,
+        used=machine(cluster, num_ranks, precision=precision),
+        batch=BatchSums(batch),
+        model_flops=model.training_flops(batch.lengths),
+        precision=precision,
+        token_cap=token_cap,
+        pinned={} if isinstance(fixed, Layout) else _checked_pins(fixed or {}),
+    )
+    exact = fixed if isinstance(fixed, Layout) else None
+    if exact is not None:
+        check_layout(job, exact)
+    found = (
+        _found(job, exact)
+        if profile is None
+        else _profiled(job, exact, batch=batch, profile=profile)
+    )
+    best, *others = _ranked(found)
+    return _job_plan(
+        cluster,
+        model,
+        best=best,
+        alternatives=others,
+        rejected=found.rejected,
+        reason=_given(best) if exact is not None else _reason(best, others, found=found),
+    )
+
+
+def plan_run(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    *,
+    layout: Layout,
+    batch: BatchProfile,
+    step: StepPlan,
+    profile: StepProfile,
+    precision: Precision,
+) -> JobPlan:
+    """The forecast of a run in `layout` whose ranks plan `batch` as `step`.
+
+    Args:
+        model: The model.
+        cluster: The machine.
+        layout: Kept as it stands.
+        batch: Lengths of one global batch.
+        step: The plan of that batch.
+        profile: What the plan was made with.
+        precision: Of the matrix products.
+
+    Raises:
+        InfeasibleError: The layout does not fit in memory; says what is short, by how much.
+    """
+    used = machine(cluster, layout.num_ranks, precision=precision)
+    best = grouped_layout(
+        model,
+        used,
+        layouts=[layout],
+        batch=batch,
+        step=step,
+        profile=profile,
+        precision=precision,
+    )
+    return _job_plan(cluster, model, best=best, reason=_given(best))
+
+
+def _found(job: Job, exact: Layout | None) -> Found:
+    """The layouts that datasheets say fit, with the memory of every stage of the shown ones."""
+    if exact is not None:
+        return Found(fitting=(costed_or_raise(job, exact),), rejected=())
+    found = search_layouts(job)
+    shown = tuple(_with_all_stages(job, layout) for layout in _ranked(found))
+    return dataclasses.replace(found, fitting=shown)
+
+
+def _profiled(
+    job: Job, exact: Layout | None, *, batch: BatchProfile, profile: StepProfile
+) -> Found:
+    if job.token_cap is not None:
+        profile = dataclasses.replace(profile, token_cap=job.token_cap)
+    layouts = data_layouts(job) if exact is None else [exact]
+    best = profiled_layout(job, layouts, batch=batch, profile=profile)
+    return Found(fitting=(best,), rejected=())
+
+
+def _job_plan(
+    cluster: ClusterSpec,
+    model: ModelSpec,
+    *,
+    best: ForecastLayout,
+    reason: str,
+    alternatives: Sequence[ForecastLayout] = (),
+    rejected: Sequence[RejectedLayout] = (),
+) -> JobPlan:
     return JobPlan(
-        layout=ranked[0].layout,
-        placement=placement(cluster, ranked[0].layout, num_layers=model.num_layers),
-        forecast=ranked[0].forecast,
-        alternatives=tuple(ranked[1:]),
-        rejected=found.rejected[:_NUM_REJECTED],
-        reason=_reason(ranked, num_rejected=len(found.rejected)),
+        layout=best.layout,
+        placement=placement(cluster, best.layout, num_layers=model.num_layers),
+        forecast=best.forecast,
+        alternatives=tuple(alternatives),
+        rejected=tuple(rejected[:_NUM_REJECTED]),
+        reason=reason,
     )
 
 
@@ -117,12 +190,16 @@ def _preference(candidate: ForecastLayout) -> tuple[bool, float, str]:
     return forecast.verdict != "fits", forecast.step_s, str(candidate.layout)
 
 
-def _reason(ranked: Sequence[ForecastLayout], *, num_rejected: int) -> str:
-    best = ranked[0].forecast
-    text = f"shortest forecast step, {duration_text(best.step_s)}"
-    if len(ranked) > 1:
-        ratio = ranked[1].forecast.step_s / best.step_s - 1
-        text += f"; the next, {ranked[1].layout}, takes {ratio:.1%} more"
-    if best.verdict == "tight":
+def _given(best: ForecastLayout) -> str:
+    text = f"the layout given; its forecast step is {duration_text(best.forecast.step_s)}"
+    return text + ("; memory is tight" if best.forecast.verdict == "tight" else "")
+
+
+def _reason(best: ForecastLayout, others: Sequence[ForecastLayout], *, found: Found) -> str:
+    text = f"shortest forecast step, {duration_text(best.forecast.step_s)}"
+    if others:
+        ratio = others[0].forecast.step_s / best.forecast.step_s - 1
+        text += f"; the next, {others[0].layout}, takes {ratio:.1%} more"
+    if best.forecast.verdict == "tight":
         text += "; memory is tight"
-    return text + (f"; {num_rejected} rejected" if num_rejected else "")
+    return text + (f"; {len(found.rejected)} rejected" if found.rejected else "")

@@ -1,6 +1,8 @@
 """The layout and forecast of a job whose step coefficients were measured."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trimtab.core.batch import BatchProfile
 from trimtab.core.cluster import Precision
@@ -20,48 +22,91 @@ from trimtab.core.units import memory_text
 from trimtab.planners.memory import stage_memories
 from trimtab.planners.placement import Machine
 from trimtab.planners.sequences import plan_step
+from trimtab.planners.shapes import Job
 
 _RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
 
 
+def data_layouts(job: Job) -> list[Layout]:
+    """All ranks as dp, or as the pins say, from the least recompute and ZeRO stage on.
+
+    Raises:
+        InputError: The pinned dp and cp do not make up the ranks.
+    """
+    dp, cp = _data_degrees(job.used.num_ranks, pinned=job.pinned)
+    fields: dict[str, Any] = {**job.pinned, "dp": dp, "cp": cp}
+    first = Layout(**fields)
+    stages = [first.zero] if "zero" in job.pinned else [1, 2, 3]
+    return [
+        dataclasses.replace(first, recompute=recompute, zero=zero)
+        for recompute in _RECOMPUTES
+        for zero in stages
+    ]
+
+
 def profiled_layout(
-    model: ModelSpec,
-    used: Machine,
-    *,
-    batch: BatchProfile,
-    precision: Precision,
-    profile: StepProfile,
-    pinned: Mapping[str, int],
+    job: Job, layouts: Sequence[Layout], *, batch: BatchProfile, profile: StepProfile
 ) -> ForecastLayout:
     """All ranks in sequence groups, as the profile was measured; the step plan is the forecast.
 
-    Degrees are those of the profile that divide the model's heads, as Ulysses needs. The memory
-    is that of `profile.token_cap` tokens a rank with fused attention, with the least recompute
-    and ZeRO stage that fit.
+    Degrees are those of the profile that divide the model's heads, as Ulysses needs.
+
+    Args:
+        job: What the layout is for.
+        layouts: The first of them that fits is taken; they differ in recompute and ZeRO alone.
+        batch: Lengths of one global batch.
+        profile: Measured coefficients.
 
     Raises:
-        InputError: A pinned degree is not what the profile describes.
+        InputError: A degree is not what the profile describes.
         InfeasibleError: A sequence is too long, or the states or the tokens do not fit.
     """
     for name in ("tp", "pp", "ep", "vpp"):
-        if pinned.get(name, 1) != 1:
+        degree = getattr(layouts[0], name)
+        if degree != 1:
             raise InputError(
                 f"layout.{name}: the profile {profile.name!r} describes ranks of {name} 1, got "
-                f"{pinned[name]}; leave the profile out to have it computed"
+                f"{degree}; leave the profile out to have it computed"
             )
-    dp, cp = _data_degrees(used.num_ranks, pinned=pinned)
-    plan = plan_step(
+    step = plan_step(
         batch.lengths,
         profile=profile,
-        num_ranks=used.num_ranks,
+        num_ranks=job.used.num_ranks,
         clock=lambda: 0.0,
-        degrees=[degree for degree in profile.degrees if model.num_heads % degree == 0],
+        degrees=[degree for degree in profile.degrees if job.model.num_heads % degree == 0],
     )
+    return grouped_layout(
+        job.model,
+        job.used,
+        layouts=layouts,
+        batch=batch,
+        step=step,
+        profile=profile,
+        precision=job.precision,
+    )
+
+
+def grouped_layout(
+    model: ModelSpec,
+    used: Machine,
+    *,
+    layouts: Sequence[Layout],
+    batch: BatchProfile,
+    step: StepPlan,
+    profile: StepProfile,
+    precision: Precision,
+) -> ForecastLayout:
+    """The first of `layouts` that fits, its ranks running `batch` as `step` says.
+
+    The memory is that of `profile.token_cap` tokens a rank with fused attention.
+
+    Raises:
+        InfeasibleError: The states or the tokens do not fit.
+    """
     layout, memory = _fitting(
-        model, used, layout=Layout(dp=dp, cp=cp), precision=precision,
-        token_cap=profile.token_cap, num_waves=len(plan.waves), pinned=pinned,
-    )  # fmt: skip
-    parts = profile_parts(plan, batch.lengths, profile=profile, num_ranks=used.num_ranks)
+        model, used, layouts=layouts, precision=precision, token_cap=profile.token_cap
+    )
+    parts = profile_parts(step, batch.lengths, profile=profile, num_ranks=used.num_ranks)
     forecast = Forecast(
         step_s=sum(part.seconds for part in parts),
         parts=parts,
@@ -113,26 +158,22 @@ def _fitting(
     model: ModelSpec,
     used: Machine,
     *,
-    layout: Layout,
+    layouts: Sequence[Layout],
     precision: Precision,
     token_cap: int,
-    num_waves: int,
-    pinned: Mapping[str, int],
 ) -> tuple[Layout, tuple[StageMemory, ...]]:
-    stages = [pinned["zero"]] if "zero" in pinned else [1, 2, 3]
-    for recompute in _RECOMPUTES:
-        for zero in stages:
-            tried = Layout(dp=layout.dp, cp=layout.cp, recompute=recompute, zero=zero)
-            memory = stage_memories(
-                model, tried, precision=precision, tokens=token_cap, squares=0.0,
-                num_micro_batches=num_waves, capacity_bytes=used.gpu.memory_bytes,
-            )  # fmt: skip
-            if memory[0].verdict != "oom":
-                return tried, memory
+    for layout in layouts:
+        memory = stage_memories(
+            model, layout, precision=precision, tokens=token_cap, squares=0.0,
+            num_micro_batches=1, capacity_bytes=used.gpu.memory_bytes,
+        )  # fmt: skip
+        if memory[0].verdict != "oom":
+            return layout, memory
     short = memory_text(memory[0].total_bytes - used.gpu.memory_bytes)
     raise InfeasibleError(
         f"memory: {model.name} with a token_cap of {token_cap} needs "
-        f"{memory_text(memory[0].total_bytes)} per GPU at {tried} with zero {zero} and full "
-        f"recompute, the {used.gpu.name} has {memory_text(used.gpu.memory_bytes)}: short by "
-        f"{short}; use more ranks, a smaller token_cap, or tp or pp without a profile"
+        f"{memory_text(memory[0].total_bytes)} per GPU at {layout} with zero {layout.zero} and "
+        f"{layout.recompute} recompute, the {used.gpu.name} has "
+        f"{memory_text(used.gpu.memory_bytes)}: short by {short}; use more ranks, a smaller "
+        "token_cap, or tp or pp without a profile"
     )

@@ -76,6 +76,19 @@ def search_layouts(job: Job) -> Found:
     return Found(fitting=tuple(fitting), rejected=tuple(reversed(rejected.values())))
 
 
+def costed_or_raise(job: Job, layout: Layout) -> ForecastLayout:
+    """The forecast of exactly `layout`, with the memory of every stage.
+
+    Raises:
+        InputError: The batch does not admit it.
+        InfeasibleError: It does not fit in memory.
+    """
+    candidate = costed(job, layout, all_stages=True)
+    if isinstance(candidate, Miss):
+        raise _no_layout(job, [candidate])
+    return candidate
+
+
 def costed(job: Job, layout: Layout, *, all_stages: bool = False) -> ForecastLayout | Miss:
     """The forecast of a layout, or why it cannot run."""
     work = _uniform_work(job, layout) if job.batch.is_uniform else _varied_work(job, layout)
@@ -253,8 +266,7 @@ def _no_layout(job: Job, misses: list[Miss]) -> InputError | InfeasibleError:
         return InputError(f"layout: {miss.reason} (at {miss.layout})")
     stage, gpu = miss.stage, job.used.gpu
     states = stage.weights_bytes + stage.gradients_bytes + stage.optimizer_bytes
-    enough = _enough_ranks(job)
-    advice = f"use at least {enough} GPUs" if enough else "use larger GPUs or other degrees"
+    advice = _memory_advice(job, miss.layout)
     return InfeasibleError(
         f"memory: {job.model.name} needs {memory_text(stage.total_bytes)} per GPU at "
         f"{miss.layout} with {miss.layout.recompute} recompute "
@@ -264,18 +276,31 @@ def _no_layout(job: Job, misses: list[Miss]) -> InputError | InfeasibleError:
     )
 
 
+def _memory_advice(job: Job, layout: Layout) -> str:
+    for recompute in _RECOMPUTES:
+        saving = dataclasses.replace(layout, recompute=recompute)
+        if isinstance(costed(job, saving), ForecastLayout):
+            return f"it fits with layout.recompute {recompute}"
+    enough = _enough_ranks(job)
+    if enough is None:
+        return "use larger GPUs"
+    if enough == job.used.num_ranks:
+        return "another layout fits on these GPUs: leave it to the planner"
+    return f"use at least {enough} GPUs"
+
+
 def _enough_ranks(job: Job) -> int | None:
-    """The fewest GPUs, a power of two times those given, on which some layout fits."""
+    """The fewest GPUs, those given times a power of two, on which some layout fits."""
     num_ranks = job.used.num_ranks
     free = {
         name: job.pinned[name] for name in ("micro_batch_seqs", "zero") if name in job.pinned
     }
-    while num_ranks < _MOST_RANKS:
-        num_ranks *= 2
+    while num_ranks <= _MOST_RANKS:
         used = dataclasses.replace(job.used, num_ranks=num_ranks)
         larger = dataclasses.replace(job, used=used, pinned=free)
         for shape in shapes(larger):
             layout = dataclasses.replace(shape, recompute="full")
             if isinstance(costed(larger, layout), ForecastLayout):
                 return num_ranks
+        num_ranks *= 2
     return None

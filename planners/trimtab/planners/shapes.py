@@ -60,9 +60,35 @@ def shapes(job: Job) -> Iterator[Layout]:
                 if rest or job.pinned.get("dp", dp) != dp:
                     continue
                 for ep in _options(job, "ep", dp * cp):
+                    if dp * cp % ep:
+                        continue
                     yield Layout(
                         tp=tp, pp=pp, cp=cp, dp=dp, ep=ep, zero=zero, sequence_parallel=tp > 1
                     )
+
+
+def check_layout(job: Job, layout: Layout) -> None:
+    """Raise unless model, nodes and batch admit `layout`.
+
+    Raises:
+        InputError: A degree is not possible.
+    """
+    if layout.num_ranks != job.used.num_ranks:
+        raise InputError(
+            f"layout: {layout} uses {layout.num_ranks} ranks, but num_ranks = "
+            f"{job.used.num_ranks}"
+        )
+    for name in ("tp", "pp", "ep"):
+        problem = _problem(job, name, getattr(layout, name))
+        if problem is not None:
+            raise InputError(f"layout.{name}: {problem}")
+    if layout.group_ranks % layout.ep:
+        raise InputError(f"layout.ep: {layout.ep} does not divide dp x cp")
+    if not interleaves(job, layout):
+        raise InputError(
+            f"layout.vpp: {layout.vpp} chunks a stage need pp > 1, pp x vpp dividing the "
+            f"{job.model.num_layers} layers, and pp dividing the micro-batches of equal lengths"
+        )
 
 
 def chunk_counts(job: Job, shape: Layout) -> list[int]:

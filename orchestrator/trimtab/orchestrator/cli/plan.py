@@ -54,7 +54,8 @@ def plan(
         typer.Option(
             "--fix",
             metavar="DEGREE=N",
-            help="Keep a degree, e.g. tp=8; the planner chooses the rest. Repeatable.",
+            help="Keep a degree, e.g. tp=8; the planner chooses the rest, whatever the job's "
+            "layout. Repeatable.",
         ),
     ] = None,
     json: JsonOption = False,
