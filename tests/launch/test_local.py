@@ -166,17 +166,9 @@ def test_every_rank_holds_the_lock_of_its_run(run_dir: Path) -> None:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.parametrize("degree", ["tp", "pp", "cp", "ep", "vpp"])
+@pytest.mark.parametrize("degree", ["tp", "pp", "cp", "ep", "vpp", "zero"])
 def test_degrees_the_worker_cannot_run_are_refused_by_name(run_dir: Path, degree: str) -> None:
-    values = {"tp": 1, "pp": 1, "cp": 1, "ep": 1, "vpp": 1} | {degree: 2}
-    layout = Layout(
-        dp=2,
-        tp=values["tp"],
-        pp=values["pp"],
-        cp=values["cp"],
-        ep=values["ep"],
-        vpp=values["vpp"],
-    )
+    layout = replace(Layout(dp=2), **{degree: 2})
     launcher = LocalLauncher(argv=("python",))
     with pytest.raises(InputError, match=rf"layout.{degree}: .* got 2; set layout.{degree}=1"):
         launcher.prepare(job(), layout=layout, handle=HANDLE, run_dir=run_dir)

@@ -21,8 +21,9 @@ MAX_LOCAL_RANKS: Final = 64
 WORKER_PRECISIONS: Final = ("fp32", "bf16")
 """What this version's worker computes in."""
 
-_WORKER_DEGREES: Final = ("tp", "pp", "cp", "ep", "vpp")
-"""Degrees that must be 1: this version's worker has sequence groups over dp only."""
+_WORKER_ONES: Final = ("tp", "pp", "cp", "ep", "vpp", "zero")
+"""Fields of the layout that must be 1: this version's worker has sequence groups over dp only,
+and always shards the optimizer alone."""
 
 
 class LocalLauncher:
@@ -140,7 +141,7 @@ def _device_environment(job: JobSpec) -> tuple[EnvVar, ...]:
 
 
 def _check(job: JobSpec, *, layout: Layout) -> None:
-    for name in _WORKER_DEGREES:
+    for name in _WORKER_ONES:
         degree = getattr(layout, name)
         if degree != 1:
             raise InputError(
