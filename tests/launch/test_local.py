@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
@@ -168,7 +169,8 @@ def test_every_rank_holds_the_lock_of_its_run(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("degree", ["tp", "pp", "cp", "ep", "vpp", "zero"])
 def test_degrees_the_worker_cannot_run_are_refused_by_name(run_dir: Path, degree: str) -> None:
-    layout = replace(Layout(dp=2), **{degree: 2})
+    changed: dict[str, Any] = {degree: 2}
+    layout = replace(Layout(dp=2), **changed)
     launcher = LocalLauncher(argv=("python",))
     with pytest.raises(InputError, match=rf"layout.{degree}: .* got 2; set layout.{degree}=1"):
         launcher.prepare(job(), layout=layout, handle=HANDLE, run_dir=run_dir)
