@@ -151,3 +151,73 @@ def test_events_of_no_rank_or_an_unknown_one_change_nothing() -> None:
     )
     assert healthy(2).handle(sample, 1.0) == ()
     assert healthy(2).handle(exited(7, 1), 1.0) == ()
+
+
+def finished(rank: int, *, step: int, step_s: float) -> StepFinished:
+    return StepFinished(time_s=0.0, step=step, rank=rank, step_s=step_s, parts=(), num_tokens=1)
+
+
+def beaten(health: Health, *beats: RankProgressed, until_s: float) -> list[StopJob]:
+    """What `health` asks for while the same heartbeats come every 10 s from 10 s on."""
+    actions: list[StopJob] = []
+    for now_s in range(10, int(until_s) + 1, 10):
+        for beat in beats:
+            actions += health.handle(beat, float(now_s))
+        actions += health.tick(float(now_s))
+    return actions
+
+
+def test_ranks_that_report_but_stay_where_they_are_are_hung_after_ten_minutes() -> None:
+    health = Health(5, 60.0)
+    places = [doing("waiting", rank=r, step=4) for r in (0, 1, 2, 4)]
+    places.append(doing("backward", rank=3, step=4))
+    for rank in range(5):
+        health.handle(finished(rank, step=3, step_s=2.0), 0.0)
+    for place in places:
+        health.handle(place, 0.0)
+    assert beaten(health, *places, until_s=600.0) == []
+    assert beaten(health, *places, until_s=610.0) == [
+        StopJob(
+            reason=(
+                "no rank has moved for 10 min 10 s: rank 3 in step 4, backward; "
+                "ranks 0-2, 4 in step 4, waiting"
+            ),
+            restartable=True,
+        )
+    ]
+
+
+def test_one_rank_that_moves_keeps_the_job_alive() -> None:
+    health = healthy(2, finished(0, step=1, step_s=1.0), finished(1, step=1, step_s=1.0))
+    for now_s in range(0, 3_000, 30):
+        step = 2 + now_s // 300
+        assert health.handle(doing("waiting", rank=0, step=2), float(now_s)) == ()
+        assert health.handle(doing("forward", rank=1, step=step), float(now_s)) == ()
+        assert health.tick(float(now_s)) == ()
+
+
+def test_long_steps_may_stand_for_twenty_of_them() -> None:
+    health = healthy(1, finished(0, step=1, step_s=100.0), doing("forward", rank=0, step=2))
+    assert beaten(health, doing("forward", rank=0, step=2), until_s=2_000.0) == []
+    assert len(beaten(health, doing("forward", rank=0, step=2), until_s=2_010.0)) == 1
+
+
+@pytest.mark.parametrize("what", ["starting", "checkpoint", "evaluation"])
+def test_start_checkpoint_and_evaluation_may_take_an_hour(what: str) -> None:
+    health = healthy(1, finished(0, step=1, step_s=1.0), doing(what, rank=0, step=1))
+    assert beaten(health, doing(what, rank=0, step=1), until_s=3_600.0) == []
+    assert len(beaten(health, doing(what, rank=0, step=1), until_s=3_610.0)) == 1
+
+
+def test_the_first_step_belongs_to_the_start() -> None:
+    health = healthy(1, doing("forward", rank=0, step=1))
+    assert beaten(health, doing("forward", rank=0, step=1), until_s=3_600.0) == []
+    assert len(beaten(health, doing("forward", rank=0, step=1), until_s=3_610.0)) == 1
+
+
+def test_ranks_that_wait_for_one_that_has_left_are_hung() -> None:
+    health = healthy(2, finished(0, step=1, step_s=1.0), finished(1, step=1, step_s=1.0))
+    health.handle(doing("waiting", rank=0, step=2), 0.0)
+    health.handle(exited(1, 0), 0.0)
+    (action,) = beaten(health, doing("waiting", rank=0, step=2), until_s=700.0)
+    assert action.reason == "no rank has moved for 10 min 10 s: rank 0 in step 2, waiting"

@@ -1,5 +1,6 @@
 """A small job, its plan, and runs whose ranks are `tests/data/ranks/rank_program.py`."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -135,8 +136,9 @@ def start(prepare: Prepare) -> Iterator[Start]:
     for run in started:
         controller = run.state().controller
         if controller is not None and controller.is_alive:
-            os.kill(controller.pid, signal.SIGTERM)
-            os.kill(controller.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it may end by itself just now
+                os.kill(controller.pid, signal.SIGTERM)
+                os.kill(controller.pid, signal.SIGTERM)
 
 
 @pytest.fixture

@@ -149,6 +149,31 @@ def test_a_second_sigterm_ends_deaf_ranks_at_once(
     assert "rank 0 was killed by SIGKILL" in state.reason
 
 
+def test_a_rank_that_fails_after_a_cancel_ends_the_wait_for_a_checkpoint(
+    start: Start, ended: Ended, appeared: Appeared
+) -> None:
+    run = start("0:deaf:2")
+    appeared(run.path / "deaf")
+    owner = run.state().controller
+    assert owner is not None
+    with EventStore.open(run.events) as store:
+        pids = {
+            e.rank: e.pid for e in store.all(kinds=(RankStarted,)) if isinstance(e, RankStarted)
+        }
+    os.kill(owner.pid, signal.SIGTERM)
+    while "cancelling" not in run.controller_log.read_text():
+        time.sleep(0.02)
+    os.kill(pids[1], signal.SIGKILL)
+    state = ended(run)
+    assert state.state is JobState.CANCELLED
+    assert "instead of stopping cleanly" in state.reason
+    assert state.finished_s is not None
+    with EventStore.open(run.events) as store:
+        killed = [e for e in store.all(kinds=(RankExited,)) if isinstance(e, RankExited)]
+    assert {e.rank for e in killed if e.signal == "SIGKILL"} >= {0}
+    assert killed[-1].time_s - killed[0].time_s < controller.CANCEL_GRACE_S / 2
+
+
 def test_a_killed_controller_leaves_a_readable_run_and_no_ranks(
     start: Start, appeared: Appeared
 ) -> None:
@@ -183,16 +208,6 @@ def test_the_collector_token_is_in_no_file(
     assert len(token) > 30
     for path in run.path.rglob("*"):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
-
-
-def test_a_second_controller_keeps_its_hands_off(
-    start: Start, appeared: Appeared, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = start("all:slow:3")
-    appeared(run.path / "slow-0")
-    assert controller.main([str(run.path)]) == 2
-    assert "another controller is at work here" in capsys.readouterr().out
-    assert run.observed(time.time()).state is JobState.RUNNING
 
 
 def test_a_command_that_cannot_start_is_told(

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -7,15 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.core.errors import InfeasibleError, InputError, JobFailedError
+from trimtab.core.errors import (
+    InfeasibleError,
+    InputError,
+    JobFailedError,
+    MissingExtraError,
+)
 from trimtab.core.events import AttemptStarted, CheckpointSaved, RunResumed, StepSummarized
 from trimtab.core.job import CheckpointSpec, JobSpec, JobState, TelemetrySpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import DegreeBandwidth, StepProfile
 from trimtab.launch.local import LocalLauncher
+from trimtab.monitor import sinks
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import submission
-from trimtab.orchestrator.rundir import RunDir, RunState
+from trimtab.orchestrator.rundir import START_TIMEOUT_S, RunDir, RunState
 from trimtab.orchestrator.submission import (
     PreparedJob,
     cancel_run,
@@ -159,6 +166,21 @@ def test_a_missing_tokenizer_is_refused(planned_job: JobSpec) -> None:
     data = replace(planned_job.data, tokenizer="/no/tokenizer.json")
     with pytest.raises(InputError, match=r"data\.tokenizer: .*/no/tokenizer\.json is no file"):
         prepare_job(replace(planned_job, data=data))
+
+
+@pytest.mark.parametrize("package", ["torch", "megatron"])
+def test_a_base_install_refuses_to_train_before_anything_is_written(
+    prepare: Prepare, runs: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf"needs the package {package}: pip install 'trimtab\[train\]'"
+    with pytest.raises(MissingExtraError, match=message):
+        submission.submit_prepared(prepare())
+    assert not runs.exists()
+
+
+def test_w_and_b_may_not_hold_up_a_start_for_as_long_as_a_submitter_waits() -> None:
+    assert sinks.INIT_TIMEOUT_S <= START_TIMEOUT_S / 2
 
 
 def test_a_controller_that_cannot_start_is_told_with_its_last_words(

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from trimtab.core.errors import InputError, MissingExtraError
 from trimtab.core.events import (
@@ -15,6 +15,9 @@ from trimtab.core.events import (
     StepSummarized,
 )
 from trimtab.core.job import JobState
+
+INIT_TIMEOUT_S: Final = 30.0
+"""How long a job's start waits for W&B to answer."""
 
 
 class EventSink(Protocol):
@@ -58,7 +61,9 @@ class WandbSink:
                 project=project,
                 name=name,
                 dir=folder,
-                settings=wandb.Settings(silent=True, console="off"),
+                settings=wandb.Settings(
+                    silent=True, console="off", init_timeout=INIT_TIMEOUT_S
+                ),
             )
             self._run.define_metric("step", hidden=True)
             self._run.define_metric("*", step_metric="step")

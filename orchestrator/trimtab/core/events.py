@@ -1,7 +1,7 @@
 """What happens in a run, and what the monitor asks for.
 
-Events are facts in the past tense; each is one line in the run's database. Actions are
-imperatives with a reason. `time_s` is seconds since the Unix epoch on the clock of the process
+Events are facts in the past tense; each is one line in the run's database. An action is an
+imperative with a reason. `time_s` is seconds since the Unix epoch on the clock of the process
 that made the event.
 """
 
@@ -204,26 +204,10 @@ AnyEvent = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Action:
-    """Something to do, and why, in words a person on call can read."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopJob(Action):
+class StopJob:
     """End every rank; the job has failed."""
 
+    reason: str
+    """Why, in words a person on call can read."""
     restartable: bool
     """False: the failure would repeat."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RaiseAlert(Action):
-    """Tell a person."""
-
-    severity: Severity
-    rank: int | None = None
-
-
-AnyAction = StopJob | RaiseAlert

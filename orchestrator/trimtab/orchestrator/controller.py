@@ -1,30 +1,28 @@
 """The process that owns a run: starts its ranks, keeps their events, acts, says why it ended.
 
-    python -m trimtab.orchestrator.controller RUN_DIR
+    python -m trimtab.orchestrator.controller RUN_DIR LOCK
 
+LOCK is the descriptor of the run's locked file (`run_lock`), inherited from the submitter.
 Detached from the terminal that submitted the job; its output is `logs/controller.log`. SIGTERM
 cancels the job (the ranks write a checkpoint first); a second SIGTERM ends it at once. If this
 process is killed, the kernel asks the ranks to stop and the run stays readable.
 """
 
-import contextlib
-import fcntl
 import os
 import secrets
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from trimtab.core.errors import ExitCode, RunDirError, TrimtabError
+from trimtab.core.errors import ExitCode, TrimtabError
 from trimtab.core.events import (
     Alert,
-    AnyAction,
     AnyEvent,
     AttemptStarted,
     CheckpointSaved,
@@ -55,13 +53,16 @@ CANCEL_GRACE_S: Final = 120.0
 class Controller:
     """Watches one attempt from its first rank's start to its last rank's end."""
 
-    def __init__(self, run: RunDir, *, store: EventStore, launcher: Launcher) -> None:
+    def __init__(
+        self, run: RunDir, *, store: EventStore, launcher: Launcher, lock_fd: int
+    ) -> None:
         self._run = run
         self._request = run.request()
         self._attempt = run.state().attempt
         self._store = store
         self._launcher = launcher
-        self._sinks = _sinks(self._request, run.path)
+        self._lock_fd = lock_fd
+        self._sinks: tuple[EventSink, ...] = ()
         self._sampler = GpuSampler(ProcessId.own().host)
         self._next_sample_s = time.monotonic()
         job = self._request.job
@@ -82,16 +83,28 @@ class Controller:
         self._num_cancels += 1
 
     def run(self) -> Verdict:
-        """Start the ranks and return when all have ended and everything is written."""
+        """Start the ranks and return when all have ended and everything is written.
+
+        Raises:
+            TrimtabError: A sink does not start, or no rank can be started.
+        """
+        self._sinks = _sinks(self._request, self._run.path)
+        self._run.write_state(
+            replace(self._run.state(), state=JobState.RUNNING, reason="", started_s=time.time())
+        )
         collector = Collector(token := secrets.token_urlsafe(32))
         rendezvous = Rendezvous(
-            attempt=self._attempt, collector_address=collector.address, collector_token=token
+            attempt=self._attempt,
+            collector_address=collector.address,
+            collector_token=token,
+            lock_fd=self._lock_fd,
         )
         self._record([self._attempt_started(), *self._gpu_notice()])
         try:
-            ranks = self._launcher.start(self._request, rendezvous=rendezvous)
-            self._say(f"attempt {self._attempt}: {self._request.num_ranks} ranks started")
-            self._watch(ranks, collector)
+            if not self._num_cancels:
+                ranks = self._launcher.start(self._request, rendezvous=rendezvous)
+                self._say(f"attempt {self._attempt}: {self._request.num_ranks} ranks started")
+                self._watch(ranks, collector)
         finally:
             collector.close()
             self._record(collector.drain())
@@ -122,35 +135,34 @@ class Controller:
             ranks.kill()
 
     def _turn(self, ranks: RunningRanks, collector: Collector) -> None:
-        exits = [self._rank_exited(ended) for ended in ranks.poll()]
+        ended = sorted(ranks.poll(), key=lambda ended: ended.signal is None)
+        exits = [self._rank_exited(each) for each in ended]  # killed ones first: causes
         now_s = time.monotonic()
         events: list[AnyEvent] = [*collector.drain(), *exits, *self._samples(now_s)]
         actions = [a for event in events for a in self._health.handle(event, now_s)]
         self._record([*events, *self._alerts(actions)])
         for action in [*actions, *self._tick(now_s)]:
-            if isinstance(action, StopJob):
-                self._stop_ranks(ranks, action, now_s=now_s)
+            self._stop = action
+            self._say(f"stopping: {action.reason}")
+            self._ask_to_stop(ranks, kill_at_s=now_s + FAILURE_GRACE_S)
         if self._num_cancels and self._kill_at_s is None:
             self._say("cancelling: the ranks write a checkpoint and end")
             self._ask_to_stop(ranks, kill_at_s=now_s + CANCEL_GRACE_S)
         if self._num_cancels > 1 or (self._kill_at_s is not None and now_s > self._kill_at_s):
             ranks.kill()
 
-    def _tick(self, now_s: float) -> Sequence[AnyAction]:
+    def _tick(self, now_s: float) -> Sequence[StopJob]:
         actions = self._health.tick(now_s)
         self._record(self._alerts(actions))
         return actions
 
-    def _stop_ranks(self, ranks: RunningRanks, action: StopJob, *, now_s: float) -> None:
-        self._stop = action
-        if self._kill_at_s is None:
-            self._say(f"stopping: {action.reason}")
-            self._ask_to_stop(ranks, kill_at_s=now_s + FAILURE_GRACE_S)
-
     def _ask_to_stop(self, ranks: RunningRanks, *, kill_at_s: float) -> None:
-        ranks.stop()
-        self._asked_s = time.time()
-        self._kill_at_s = kill_at_s
+        """Ask once; a later reason can only bring the end of their grace forward."""
+        if self._kill_at_s is None:
+            ranks.stop()
+            self._asked_s = time.time()
+            self._kill_at_s = kill_at_s
+        self._kill_at_s = min(self._kill_at_s, kill_at_s)
 
     def _record(self, events: Sequence[AnyEvent]) -> None:
         if not events:
@@ -191,15 +203,10 @@ class Controller:
             last_words="" if ended.is_clean else words,
         )
 
-    def _alerts(self, actions: Sequence[AnyAction]) -> list[Alert]:
+    def _alerts(self, actions: Sequence[StopJob]) -> list[Alert]:
         """Every action as something a person can read later."""
         return [
-            Alert(
-                time_s=time.time(),
-                severity="critical" if isinstance(action, StopJob) else action.severity,
-                message=action.reason,
-                rank=None if isinstance(action, StopJob) else action.rank,
-            )
+            Alert(time_s=time.time(), severity="critical", message=action.reason)
             for action in actions
         ]
 
@@ -220,27 +227,21 @@ def write_end(run: RunDir, verdict: Verdict, *, now_s: float) -> None:
     )
 
 
-def control(run: RunDir) -> ExitCode:
+def control(run: RunDir, *, lock_fd: int) -> ExitCode:
     """Run the attempt that `state.json` announces; returns what `submit --wait` ends with.
 
-    Raises:
-        RunDirError: Another controller is at work on the same run.
+    Args:
+        run: The run, not yet begun.
+        lock_fd: Its locked file, held until this process and all ranks have ended.
     """
-    with _lock(run), _event_store(run.events) as store:
+    with _event_store(run.events) as store:
         os.chdir(run.path)
         try:
-            controller = Controller(run, store=store, launcher=launcher_of(run.handle))
-            _on_stop_signals(controller.cancel)
-            now_s = time.time()
-            run.write_state(
-                replace(
-                    run.state(),
-                    state=JobState.RUNNING,
-                    reason="",
-                    started_s=now_s,
-                    controller=ProcessId.own(),
-                )
+            controller = Controller(
+                run, store=store, launcher=launcher_of(run.handle), lock_fd=lock_fd
             )
+            _on_stop_signals(controller.cancel)
+            run.write_state(replace(run.state(), controller=ProcessId.own()))
             return controller.run().exit_code
         except Exception as error:
             verdict = _own_failure(error)
@@ -256,10 +257,10 @@ def control(run: RunDir) -> ExitCode:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Entry point; `argv` is the run directory alone."""
-    (path,) = argv
+    """Entry point; `argv` is the run directory and the descriptor of its locked file."""
+    path, lock_fd = argv
     try:
-        return int(control(RunDir.open(Path(path))))
+        return int(control(RunDir.open(Path(path)), lock_fd=int(lock_fd)))
     except TrimtabError as error:
         print(f"error: {error}", flush=True)
         return int(error.exit_code)
@@ -286,17 +287,6 @@ def _on_stop_signals(cancel: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def _lock(run: RunDir) -> Iterator[None]:
-    """Keep any other controller off this run; the kernel lets go when this process ends."""
-    with run.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunDirError(f"{run.path}: another controller is at work here") from None
-        yield
 
 
 def _event_store(path: Path) -> EventStore:

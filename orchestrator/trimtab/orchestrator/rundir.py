@@ -146,8 +146,8 @@ class RunDir:
 
     @property
     def lock(self) -> Path:
-        """Held (flock) by the controller as long as it lives."""
-        return self.path / "controller.lock"
+        """Held by whoever may write to this run; see `run_lock`."""
+        return self.path / "run.lock"
 
     def rank_log(self, rank: int) -> Path:
         return rank_log(self.path, rank)

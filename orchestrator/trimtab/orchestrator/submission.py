@@ -5,6 +5,7 @@ Nothing exists on disk until it is submitted.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -20,11 +21,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from trimtab.core import serde
-from trimtab.core.errors import ExitCode, InputError, JobFailedError, unknown_name_message
+from trimtab.core.errors import (
+    ExitCode,
+    InputError,
+    JobFailedError,
+    MissingExtraError,
+    unknown_name_message,
+)
 from trimtab.core.job import JobHandle, JobSpec, JobState, Request, SchedulerName
 from trimtab.core.plan import JobPlan, Layout
 from trimtab.launch.api import Launcher
 from trimtab.launch.local import LocalLauncher
+from trimtab.orchestrator import run_lock
 from trimtab.orchestrator.logs import last_words
 from trimtab.orchestrator.rundir import (
     START_TIMEOUT_S,
@@ -37,6 +45,8 @@ from trimtab.orchestrator.rundir import (
 
 RANK_COMMAND: Final = (sys.executable, "-m", "trimtab.orchestrator.rank")
 
+_RANK_PACKAGES: Final = ("torch", "megatron")
+"""What a rank imports and the base install has not."""
 _SLUG_CHARS: Final = 40
 _POLL_S: Final = 0.05
 _RESUME_KEYS: Final = (
@@ -137,11 +147,15 @@ def submit_prepared(prepared: PreparedJob) -> RunDir:
     """Write the run directory, start its controller and return once that is up.
 
     Raises:
+        MissingExtraError: What ranks need is not installed; nothing was written.
         JobFailedError: The controller did not come up; the message holds its last words.
         RunIdTakenError: Another submission in the same moment took the id.
-        RunDirError: The run directory cannot be written.
-        InputError: The controller refused the job (Weights & Biases without a key, say).
+        RunDirError: The run directory cannot be written, or processes of the run's last attempt
+            still live.
+        InputError: The controller refused the job (Weights & Biases without a key, say), or
+            the run has been resumed since the job was prepared.
     """
+    _check_packages()
     request = prepared.request
     state = RunState(
         name=request.job.name,
@@ -155,9 +169,13 @@ def submit_prepared(prepared: PreparedJob) -> RunDir:
         run = RunDir.create(request, plan=prepared.plan, state=state)
     else:
         run = RunDir.open(Path(request.run_dir))
-        run.write_request(request)
-        run.write_state(state)
-    _wait_until_up(run, _spawn_controller(run))
+    with run_lock.held(run) as lock_fd:
+        if prepared.attempt > 1:
+            _check_is_next(run, prepared.attempt)
+            run.write_request(request)
+            run.write_state(state)
+        controller = _spawn_controller(run, lock_fd=lock_fd)
+    _wait_until_up(run, controller)
     return run
 
 
@@ -249,14 +267,30 @@ def new_handle(name: str, *, root: Path, scheduler: SchedulerName = "local") -> 
 
 
 def _plan(job: JobSpec, layout: Layout) -> JobPlan:
-    """The forecast of `layout`'s degrees on a batch of the job's own data where possible."""
+    """The forecast of `layout` on a batch of the job's own data where possible."""
     from trimtab.orchestrator import api
     from trimtab.orchestrator.preflight import check_inputs
 
     lengths = check_inputs(job, layout)
-    return api.plan(
-        replace(job, layout=layout), lengths=lengths.typical_batch if lengths else None
-    )
+    return api.plan_run(job, layout, lengths=lengths.typical_batch if lengths else None)
+
+
+def _check_packages() -> None:
+    for name in _RANK_PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(
+                f"training needs the package {name}: pip install 'trimtab[train]' (plans and "
+                "dry runs need none)"
+            )
+
+
+def _check_is_next(run: RunDir, attempt: int) -> None:
+    last = run.state().attempt
+    if attempt != last + 1:
+        raise InputError(
+            f"{run.handle} has been resumed in the meantime: its attempt {last} has begun; see "
+            f"trimtab status {run.job_id}"
+        )
 
 
 def _scalar(text: str) -> Any:
@@ -266,11 +300,13 @@ def _scalar(text: str) -> Any:
         return text
 
 
-def _spawn_controller(run: RunDir) -> subprocess.Popen[bytes]:
+def _spawn_controller(run: RunDir, *, lock_fd: int) -> subprocess.Popen[bytes]:
     """Start the controller in a session of its own: it outlives this process and terminal."""
+    module = "trimtab.orchestrator.controller"
     with run.controller_log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "trimtab.orchestrator.controller", str(run.path)],
+            [sys.executable, "-P", "-m", module, str(run.path), str(lock_fd)],
+            pass_fds=(lock_fd,),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -287,7 +323,7 @@ def _wait_until_up(run: RunDir, controller: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline_s:
         has_ended = controller.poll() is not None
         state = run.state()
-        if state.controller is not None:
+        if state.started_s is not None:
             return
         if state.state.is_final:
             error = InputError if state.exit_code == ExitCode.USAGE else JobFailedError
@@ -301,6 +337,8 @@ def _wait_until_up(run: RunDir, controller: subprocess.Popen[bytes]) -> None:
             )
             raise JobFailedError(reason)
         time.sleep(_POLL_S)
+    if state.controller is not None:
+        return  # it is up and still at its preparations: the job is pending
     raise JobFailedError(
         f"the controller of {run.handle} is not up after {START_TIMEOUT_S:.0f} s; see "
         f"{run.controller_log}"

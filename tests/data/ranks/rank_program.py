@@ -111,10 +111,12 @@ def meet(wire: Wire, run_dir: Path, step: int) -> None:
     meeting = run_dir / f"meeting-{attempt}-{step}"
     meeting.mkdir(exist_ok=True)
     (meeting / str(RANK)).touch()
-    while len(list(meeting.iterdir())) < WORLD_SIZE and not stop_asked:
+    while len(list(meeting.iterdir())) < WORLD_SIZE:
         if (run_dir / "tombstone").exists() and attempt == "1":
             time.sleep(0.2)
             raise RuntimeError("[gloo/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]")
+        if stop_asked:
+            return
         wire.send(RankProgressed(time_s=time.time(), rank=RANK, step=step, doing="waiting"))
         time.sleep(0.05)
 

@@ -1,0 +1,120 @@
+"""Who may write to a run, with real processes."""
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trimtab.core.errors import InputError, RunDirError
+from trimtab.core.events import RankStarted
+from trimtab.core.job import JobState
+from trimtab.launch.local import LocalLauncher
+from trimtab.monitor.store import EventStore
+from trimtab.orchestrator import run_lock, submission
+from trimtab.orchestrator.rundir import RunDir, RunState
+
+Start = Callable[..., RunDir]
+Ended = Callable[[RunDir], RunState]
+Appeared = Callable[[Path], Path]
+RankPrograms = Callable[..., LocalLauncher]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "WAIT_S", 0.2)
+
+
+def rank_pids(run: RunDir) -> list[int]:
+    with EventStore.open(run.events) as store:
+        events = list(store.all(kinds=(RankStarted,)))
+    return sorted(event.pid for event in events if isinstance(event, RankStarted))
+
+
+def test_controller_and_ranks_hold_the_lock_together(
+    start: Start, appeared: Appeared, impatient: None
+) -> None:
+    run = start("all:slow:3")
+    appeared(run.path / "slow-0")
+    owner = run.state().controller
+    assert owner is not None
+    expected = tuple(sorted([owner.pid, *rank_pids(run)]))
+    assert run_lock.holders(run.lock) == expected
+    with (
+        pytest.raises(RunDirError, match="kill -9 " + " ".join(map(str, expected))),
+        run_lock.held(run),
+    ):
+        pytest.fail("two attempts in one directory")
+
+
+def test_the_lock_is_free_after_the_last_process(start: Start, ended: Ended) -> None:
+    run = start(num_steps=1)
+    ended(run)
+    with run_lock.held(run) as descriptor:
+        assert os.fstat(descriptor).st_ino == run.lock.stat().st_ino
+        assert run_lock.holders(run.lock) == (os.getpid(),)
+    assert run_lock.holders(run.lock) == ()
+
+
+def test_who_waits_for_the_lock_does_not_hold_it(start: Start, ended: Ended) -> None:
+    run = start(num_steps=1)
+    ended(run)
+    with run_lock.held(run):
+        pass
+    with run.lock.open("a"):
+        assert run_lock.holders(run.lock) == ()
+
+
+def test_no_attempt_begins_while_a_rank_of_a_killed_controller_lives(
+    start: Start,
+    appeared: Appeared,
+    ended: Ended,
+    rank_programs: RankPrograms,
+    impatient: None,
+) -> None:
+    run = start("0:deaf:2")
+    appeared(run.path / "deaf")
+    owner = run.state().controller
+    assert owner is not None
+    request = (run.path / "request.json").read_text()
+    os.kill(owner.pid, signal.SIGKILL)
+    ended(run)
+    with pytest.raises(RunDirError, match="is still held by the processes") as refusal:
+        submission.resume_job(run, ["training.num_steps=8"], launcher=rank_programs())
+    assert run.state().attempt == 1
+    assert (run.path / "request.json").read_text() == request
+    listed = re.search(r"kill -9 ([0-9 ]+)$", str(refusal.value))
+    assert listed is not None
+    for pid in map(int, listed[1].split()):
+        assert pid in rank_pids(run)
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_new_attempt_waits_for_orphans_that_are_about_to_end(
+    start: Start, appeared: Appeared, ended: Ended, rank_programs: RankPrograms
+) -> None:
+    run = start("all:slow:3")
+    appeared(run.path / "slow-2")
+    owner = run.state().controller
+    assert owner is not None
+    os.kill(owner.pid, signal.SIGKILL)
+    ended(run)
+    submission.resume_job(run, launcher=rank_programs())
+    state = ended(run)
+    assert (state.state, state.attempt) == (JobState.SUCCEEDED, 2)
+
+
+def test_of_two_resumes_one_is_refused(
+    start: Start, ended: Ended, rank_programs: RankPrograms
+) -> None:
+    run = start("2:kill:5")
+    ended(run)
+    first = submission.prepare_resume(run, launcher=rank_programs())
+    second = submission.prepare_resume(run, launcher=rank_programs())
+    submission.submit_prepared(first)
+    ended(run)
+    with pytest.raises(InputError, match="resumed in the meantime: its attempt 2 has begun"):
+        submission.submit_prepared(second)
+    assert run.state().attempt == 2
