@@ -23,12 +23,19 @@ def test_what_is_no_count_is_refused(value: object) -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
 def test_what_is_no_fraction_is_refused(value: float) -> None:
     with pytest.raises(InputError, match="expected a number from 0 to 1"):
-        checks.fraction("beta1", value)
+        checks.fraction("held_out_fraction", value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1, 1.0, math.nan, 10**400, "0.9"])
+def test_what_is_not_below_one_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="beta1: expected a number >= 0 and < 1, got"):
+        checks.fraction_below_one("beta1", value)
 
 
 def test_limits_themselves_pass() -> None:
-    checks.fraction("beta1", 0)
-    checks.fraction("beta1", 1)
+    checks.fraction("held_out_fraction", 0)
+    checks.fraction("held_out_fraction", 1)
+    checks.fraction_below_one("beta1", 0)
     checks.not_negative("latency_us", 0)
     checks.whole_number("num_ranks", 1)
 

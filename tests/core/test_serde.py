@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trimtab.core import events, serde
 from trimtab.core.cluster import ClusterSpec, GpuSpec, IslandLink, Link, NicSpec, NodeSpec
 from trimtab.core.errors import InputError
-from trimtab.core.job import JobState
+from trimtab.core.job import JobState, TrainingSpec
 from trimtab.core.plan import Layout, SequenceGroup, StagePath, StepPlan, TimePart, Wave
 
 SIZES = st.integers(min_value=1, max_value=10**15)
@@ -184,9 +184,16 @@ def test_infinity_is_never_written() -> None:
         serde.to_json(_RawLink(bytes_per_s=float("inf")))
 
 
-def test_text_that_is_not_json_is_refused() -> None:
+@pytest.mark.parametrize("text", ["{", "9" * 5_000, "[" * 100_000])
+def test_text_that_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="expected a JSON document"):
-        serde.from_json(Layout, "{")
+        serde.from_json(Layout, text)
+
+
+def test_a_whole_number_beyond_every_float_is_refused() -> None:
+    fields = {"num_steps": 1, "global_batch_seqs": 1, "learning_rate": 10**400}
+    with pytest.raises(InputError, match=r"^training\.learning_rate: expected a finite number"):
+        serde.from_fields(TrainingSpec, fields, path="training")
 
 
 def test_a_section_reads_without_version_and_type() -> None:

@@ -8,7 +8,8 @@ import pytest
 from trimtab.core.batch import BatchProfile
 from trimtab.core.cluster import ClusterSpec, GpuSpec, IslandLink, Link, NicSpec, NodeSpec
 from trimtab.core.errors import InfeasibleError, InputError, unknown_name_message
-from trimtab.core.job import DataSource, JobHandle, TrainingSpec
+from trimtab.core.job import DataSource, DataSpec, JobHandle, JobSpec, TrainingSpec
+from trimtab.core.model import ModelSpec, Positions
 from trimtab.core.plan import Layout, SequenceGroup, StageMemory, StagePath, StepPlan, Wave
 from trimtab.core.profile import DegreeBandwidth, StepProfile
 
@@ -33,9 +34,47 @@ def _node(name: str, **changes: Any) -> NodeSpec:
     )
 
 
-def test_a_cluster_counts_gpus_nodes_and_islands() -> None:
+def _model(*, positions: Positions) -> ModelSpec:
+    return ModelSpec(
+        name="m",
+        num_layers=1,
+        hidden=8,
+        ffn_hidden=8,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        vocab=8,
+        max_seq_tokens=1_024,
+        positions=positions,
+    )
+
+
+def _job(
+    *,
+    model: ModelSpec | None = None,
+    max_seq_tokens: int = 1_024,
+    held_out_fraction: float = 0.1,
+    evaluate_every_steps: int = 0,
+) -> JobSpec:
+    return JobSpec(
+        name="job",
+        model=model or _model(positions="rope"),
+        cluster=ClusterSpec(name="c", nodes=(_node("a"),)),
+        num_ranks=1,
+        data=DataSpec(
+            sources=(DataSource(path="x"),),
+            max_seq_tokens=max_seq_tokens,
+            held_out_fraction=held_out_fraction,
+        ),
+        training=TrainingSpec(
+            num_steps=1, global_batch_seqs=1, evaluate_every_steps=evaluate_every_steps
+        ),
+    )
+
+
+def test_a_cluster_counts_gpus_and_islands() -> None:
     cluster = ClusterSpec(name="c", nodes=(_node("b"), _node("a", island="b", count=1)))
-    assert (cluster.num_gpus, cluster.num_nodes, cluster.islands) == (24, 3, ("b",))
+    assert (cluster.num_gpus, cluster.islands) == (24, ("b",))
     assert cluster.gpu_names == ("gpu",)
 
 
@@ -114,6 +153,18 @@ def test_a_handle_reads_back() -> None:
         (lambda: DataSource(path="x", weight=-1.0), "weight: expected a finite number > 0"),
         (lambda: DataSource(path="x", format="json"), "did you mean 'jsonl'?"),  # type: ignore[arg-type]
         (lambda: TrainingSpec(num_steps=0, global_batch_seqs=1), "training.num_steps"),
+        (
+            lambda: TrainingSpec(num_steps=1, global_batch_seqs=1, beta1=1.0),
+            "training.beta1: expected a number >= 0 and < 1, got 1.0",
+        ),
+        (
+            lambda: _job(model=_model(positions="learned"), max_seq_tokens=2_048),
+            "the model 'm' has learned positions for 1024 tokens, got 2048",
+        ),
+        (
+            lambda: _job(evaluate_every_steps=5, held_out_fraction=0.0),
+            "data.held_out_fraction: evaluation needs held-out documents, got 0",
+        ),
         (lambda: Wave(groups=(SequenceGroup(ranks=(0,), sequences=(0,)),) * 2), "disjoint"),
         (lambda: Link(bytes_per_s=float("nan"), latency_s=0.0), "link.gb_per_s"),
         (lambda: IslandLink(islands=("a", "a"), link=LINK), "expected two different islands"),
@@ -138,6 +189,12 @@ def test_a_wrong_value_is_refused_in_one_clear_line(
         build()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_rotary_positions_have_no_end() -> None:
+    assert (
+        _job(model=_model(positions="rope"), max_seq_tokens=2_048).data.max_seq_tokens == 2_048
+    )
 
 
 def test_an_unknown_name_far_from_all_lists_them() -> None:

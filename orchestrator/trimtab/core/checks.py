@@ -31,6 +31,12 @@ def fraction(field: str, value: Any) -> None:
         raise InputError(f"{field}: expected a number from 0 to 1, got {value!r}")
 
 
+def fraction_below_one(field: str, value: Any) -> None:
+    """Raise unless `value` is a number >= 0 and < 1."""
+    if not _is_finite_number(value) or not 0 <= value < 1:
+        raise InputError(f"{field}: expected a number >= 0 and < 1, got {value!r}")
+
+
 def not_empty(field: str, value: Collection[Any]) -> None:
     """Raise unless `value` has at least one element (or, for text, one character)."""
     if not value:

@@ -158,10 +158,6 @@ class ClusterSpec:
         return sum(node.num_gpus for node in self.nodes)
 
     @property
-    def num_nodes(self) -> int:
-        return sum(node.count for node in self.nodes)
-
-    @property
     def islands(self) -> tuple[str, ...]:
         """Island names in the order they first appear."""
         return tuple(dict.fromkeys(node.island for node in self.nodes))

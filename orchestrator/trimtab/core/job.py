@@ -23,6 +23,12 @@ DECAYS: tuple[str, ...] = get_args(Decay)
 Grouping = Literal["planned", "uniform", "probe"]
 GROUPINGS: tuple[str, ...] = get_args(Grouping)
 
+STDLIB_SOURCE = "stdlib:"
+"""The source path that stands for the running interpreter's own standard library."""
+
+BYTE_TOKENIZER = "byte"
+"""The tokenizer to which every byte is a token."""
+
 SchedulerName = Literal["local"]
 SCHEDULERS: tuple[str, ...] = get_args(SchedulerName)
 
@@ -52,8 +58,8 @@ class DataSpec:
     """The documents to train on and how they become sequences."""
 
     sources: tuple[DataSource, ...]
-    tokenizer: str = "byte"
-    """`byte`, or the path of a Hugging Face `tokenizer.json`."""
+    tokenizer: str = BYTE_TOKENIZER
+    """`byte`, or the path of a Hugging Face `tokenizer.json` or of the folder that holds it."""
     max_seq_tokens: int = 8_192
     long_documents: LongDocuments = "split"
     """What happens to a document longer than `max_seq_tokens`."""
@@ -96,8 +102,8 @@ class TrainingSpec:
         checks.whole_number("training.warmup_steps", self.warmup_steps, at_least=0)
         checks.one_of("training.decay", self.decay, DECAYS)
         checks.not_negative("training.weight_decay", self.weight_decay)
-        checks.fraction("training.beta1", self.beta1)
-        checks.fraction("training.beta2", self.beta2)
+        checks.fraction_below_one("training.beta1", self.beta1)
+        checks.fraction_below_one("training.beta2", self.beta2)
         checks.not_negative("training.gradient_clip", self.gradient_clip)
         checks.one_of("training.precision", self.precision, PRECISIONS)
         checks.whole_number("training.seed", self.seed, at_least=0)
@@ -194,6 +200,17 @@ class JobSpec:
             raise InputError(
                 f"layout: {self.layout} uses {self.layout.num_ranks} ranks, "
                 f"but num_ranks = {self.num_ranks}"
+            )
+        longest, known = self.data.max_seq_tokens, self.model.max_seq_tokens
+        if self.model.positions == "learned" and longest > known:
+            raise InputError(
+                f"data.max_seq_tokens: the model {self.model.name!r} has learned positions for "
+                f"{known} tokens, got {longest}; set data.max_seq_tokens={known} or fewer"
+            )
+        if self.training.evaluate_every_steps and not self.data.held_out_fraction:
+            raise InputError(
+                "data.held_out_fraction: evaluation needs held-out documents, got 0; raise it, "
+                "or set training.evaluate_every_steps: 0"
             )
 
 

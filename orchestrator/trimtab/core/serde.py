@@ -34,7 +34,7 @@ def from_json(expected: type[T], text: str) -> T:
     """
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits, say
         raise InputError(f"expected a JSON document, but {error}") from error
     return from_document(expected, document)
 
@@ -179,10 +179,17 @@ def _decode_fields(expected: type, value: Any, *, path: str) -> Any:
 
 def _decode_scalar(hint: Any, value: Any, *, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _float(value, path=path)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise InputError(f"{path}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _float(value: int, *, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InputError(f"{path}: expected a finite number, got one beyond 1.8e308") from error
 
 
 class _Tagged(typing.Generic[T]):

@@ -6,10 +6,8 @@ GiB is 2**30 (memory).
 
 from typing import Final
 
-KB: Final = 1_000
 MB: Final = 1_000_000
 GB: Final = 1_000_000_000
-MIB: Final = 2**20
 GIB: Final = 2**30
 GBIT: Final = 125_000_000
 """Bytes in a gigabit."""
@@ -36,7 +34,7 @@ def duration_text(seconds: float) -> str:
 
 def memory_text(num_bytes: float) -> str:
     """Memory in binary units: `512 B`, `3.2 MiB`, `79.6 GiB`."""
-    for name, size in (("TiB", 2**40), ("GiB", GIB), ("MiB", MIB), ("KiB", 2**10)):
+    for name, size in (("TiB", 2**40), ("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(num_bytes) >= size:
             return f"{num_bytes / size:.1f} {name}"
     return f"{num_bytes:.0f} B"

@@ -20,6 +20,8 @@ from trimtab.core import serde
 from trimtab.core.cluster import ClusterSpec
 from trimtab.core.errors import InputError, unknown_name_message
 from trimtab.core.job import (
+    BYTE_TOKENIZER,
+    STDLIB_SOURCE,
     CheckpointSpec,
     DataSpec,
     JobSpec,
@@ -33,9 +35,6 @@ from trimtab.core.profile import StepProfile
 from trimtab.orchestrator.cluster_file import cluster_from_document
 from trimtab.orchestrator.hf_config import is_hf_config, model_from_hf_config
 from trimtab.planners.calibration import profile_from_document
-
-STDLIB_SOURCE = "stdlib:"
-BYTE_TOKENIZER = "byte"
 
 _REFERENCES = ("model", "cluster", "profile")
 _PATH_KEY = re.compile(r"data\.sources\[\d+\]\.path|data\.tokenizer|checkpoint\.start_from")
@@ -272,6 +271,8 @@ def _parse_json(text: str, *, source: str) -> Any:
     except json.JSONDecodeError as error:
         where = f"{source}, line {error.lineno}"
         raise InputError(f"{where}: not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits, say
+        raise InputError(f"{source}: not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise InputError(f"{source}: expected a JSON object, got {type(document).__name__}")
     return OmegaConf.create(document)

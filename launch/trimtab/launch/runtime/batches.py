@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.core.errors import InputError
-from trimtab.core.job import DataSource, DataSpec, LongDocuments
+from trimtab.core.job import BYTE_TOKENIZER, DataSource, DataSpec, LongDocuments
 from trimtab.launch.runtime.documents import (
     FileDocuments,
     Int64Array,
@@ -32,7 +32,6 @@ from trimtab.launch.runtime.documents import (
 )
 from trimtab.launch.runtime.indexed_documents import IndexedDocuments
 from trimtab.launch.runtime.tokenization import (
-    BYTE_TOKENIZER,
     ByteDocuments,
     IdDocuments,
     JsonTokenizer,

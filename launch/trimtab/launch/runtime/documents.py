@@ -20,10 +20,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from trimtab.core.errors import InputError
-from trimtab.core.job import DataSource
-
-STDLIB = "stdlib:"
-"""The source path that stands for the running interpreter's own standard library."""
+from trimtab.core.job import STDLIB_SOURCE, DataSource
 
 INDEXED_SUFFIXES = (".bin", ".idx")
 """Megatron's tokenized data and its index."""
@@ -144,7 +141,7 @@ class JsonlDocuments:
 
 def source_name(source: DataSource) -> str:
     """How a source is called in hashes: the last part of its path, wherever it is mounted."""
-    return source.path if source.path == STDLIB else Path(source.path).name
+    return source.path if source.path == STDLIB_SOURCE else Path(source.path).name
 
 
 def find_source(source: DataSource) -> FoundSource:
@@ -153,7 +150,7 @@ def find_source(source: DataSource) -> FoundSource:
     Raises:
         InputError: Nothing is there, nothing matches, or the files are of mixed formats.
     """
-    if source.path == STDLIB:
+    if source.path == STDLIB_SOURCE:
         return _find_stdlib(source.pattern)
     path = Path(os.path.expanduser(source.path))  # noqa: PTH111  Path's raises for no such user
     try:
@@ -178,7 +175,7 @@ def _find_stdlib(pattern: str) -> FoundSource:
     ]
     if not found:
         raise InputError(
-            f"data.sources.path: {STDLIB} finds no .py file under {root} that matches "
+            f"data.sources.path: {STDLIB_SOURCE} finds no .py file under {root} that matches "
             f"{pattern!r}; name a folder of documents instead"
         )
     return FoundSource(format="text", root=root, paths=tuple(found))

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from trimtab.core.errors import InputError, MissingExtraError
+from trimtab.core.job import BYTE_TOKENIZER
 from trimtab.launch.runtime.documents import Int64Array, TextDocuments, read_text
 
-BYTE_TOKENIZER = "byte"
 BYTE_BOS, BYTE_EOS, BYTE_PAD, BYTE_VOCAB = 256, 257, 258, 259
 
 _CACHE_VERSION = b"1"
