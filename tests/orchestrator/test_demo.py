@@ -87,18 +87,6 @@ def test_the_forecast_covers_every_step_of_both_runs() -> None:
     assert forecast.ratio > 1.0, "short sequences need not pay for the long one's width"
 
 
-def test_the_typical_batch_is_of_the_median_size() -> None:
-    assert demo.typical_batch(((9, 9), (1, 1), (2, 3))) == (2, 3)
-    assert demo.typical_batch(((9, 9), (1, 1))) == (1, 1)
-
-
-def test_the_batches_are_the_same_each_time_they_are_drawn() -> None:
-    batches = demo.batches(job())
-    assert len(batches) == 2
-    assert batches == demo.batches(job())
-    assert all(len(lengths) == job().training.global_batch_seqs for lengths in batches)
-
-
 @pytest.mark.slow
 @pytest.mark.workers
 def test_the_demo_trains_twice_and_compares(tmp_path: Path) -> None:

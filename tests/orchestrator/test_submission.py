@@ -164,7 +164,9 @@ def test_missing_start_weights_are_refused(planned_job: JobSpec) -> None:
 
 def test_a_missing_tokenizer_is_refused(planned_job: JobSpec) -> None:
     data = replace(planned_job.data, tokenizer="/no/tokenizer.json")
-    with pytest.raises(InputError, match=r"data\.tokenizer: .*/no/tokenizer\.json is no file"):
+    with pytest.raises(
+        InputError, match=r"data\.tokenizer: .*/no/tokenizer\.json is not a file"
+    ):
         prepare_job(replace(planned_job, data=data))
 
 

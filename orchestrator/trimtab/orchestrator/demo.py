@@ -94,22 +94,6 @@ def uniform_job(job: JobSpec, *, longest_tokens: int) -> JobSpec:
     return replace(job, name=f"{job.name}-uniform", step_planning=planning)
 
 
-def batches(job: JobSpec) -> tuple[tuple[int, ...], ...]:
-    """Lengths of the sequences of every step of the run, which are known before it starts.
-
-    Raises:
-        InputError: The data are missing or empty.
-    """
-    from trimtab.launch.runtime.batches import BatchSampler, open_corpus
-
-    training = job.training
-    corpus = open_corpus(job.data, seed=training.seed, model_vocab=job.model.vocab)
-    sampler = BatchSampler(
-        corpus, seed=training.seed, global_batch_seqs=training.global_batch_seqs
-    )
-    return tuple(sampler.batch_lengths(step) for step in range(training.num_steps))
-
-
 def forecast(
     job: JobSpec, *, uniform: JobSpec, batches: Sequence[Sequence[int]]
 ) -> DemoForecast:
@@ -146,12 +130,6 @@ def groups_text(plan: StepPlan) -> str:
     return ", then ".join(
         " + ".join(str(group.degree) for group in wave.groups) for wave in plan.waves
     )
-
-
-def typical_batch(batches: Sequence[Sequence[int]]) -> Sequence[int]:
-    """The batch of the median number of tokens: what a forecast is made for."""
-    middle = median_low(sum(lengths) for lengths in batches)
-    return next(lengths for lengths in batches if sum(lengths) == middle)
 
 
 def _planner(job: JobSpec) -> StepPlanner:

@@ -1,7 +1,6 @@
 """`trimtab demo`: the whole path on this machine, from measuring it to comparing runs."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,7 +53,7 @@ def demo(
 
 
 def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
-    from trimtab.orchestrator import demo, report
+    from trimtab.orchestrator import demo, preflight, report
     from trimtab.orchestrator.cli.calibrate import measure
 
     _heading(out, 1, "Measure what sequence groups cost on this machine")
@@ -66,8 +65,7 @@ def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
 
     _heading(out, 2, "Plan: the batches are known, so every step can be forecast")
     job = replace(job, profile=calibration.profile)
-    batches = demo.batches(job)
-    typical = demo.typical_batch(batches)
+    batches = preflight.step_lengths(job)
     longest = max(max(lengths) for lengths in batches)
     uniform = demo.uniform_job(job, longest_tokens=longest)
     forecast = demo.forecast(job, uniform=uniform, batches=batches)
@@ -75,9 +73,9 @@ def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
         out.print(line, soft_wrap=True)
 
     _heading(out, 3, "Train with planned groups")
-    planned_run = _train(job, lengths=typical, root=root, out=out)
+    planned_run = _train(job, root=root, out=out)
     _heading(out, 4, "Train on the same batches, every group of one degree")
-    uniform_run = _train(uniform, lengths=typical, root=root, out=out)
+    uniform_run = _train(uniform, root=root, out=out)
 
     _heading(out, 5, "Compare")
     comparison = report.compare(
@@ -87,17 +85,12 @@ def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
     return comparison
 
 
-def _train(job: "JobSpec", *, lengths: Sequence[int], root: Path, out: "Console") -> "RunDir":
-    """Submit a job, show it until it ends, and cancel it where the user interrupts.
-
-    Its plan is made for `lengths`: a batch of the job's own.
-    """
-    from trimtab.orchestrator import api, submission
+def _train(job: "JobSpec", *, root: Path, out: "Console") -> "RunDir":
+    """Submit a job, show it until it ends, and cancel it where the user interrupts."""
+    from trimtab.orchestrator import submission
     from trimtab.orchestrator.cli import progress
 
-    prepared = submission.prepare_job(job, root=root)
-    plan = replace(api.plan(job, lengths=lengths), layout=prepared.request.layout)
-    run = submission.submit_prepared(replace(prepared, plan=plan))
+    run = submission.submit_job(job, root=root)
     exit_code = progress.follow(run, console=out)
     if exit_code == progress.INTERRUPTED:
         submission.cancel_run(run)
@@ -164,7 +157,9 @@ def _summary(
 
 def _cores_note(num_ranks: int) -> str | None:
     """Why the ratio says little here, where ranks have no core each."""
-    num_cores = os.cpu_count() or 1
+    from trimtab.launch.local import usable_cores
+
+    num_cores = usable_cores()
     if num_ranks <= num_cores:
         return None
     return (
