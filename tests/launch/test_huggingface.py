@@ -183,12 +183,21 @@ def test_missing_extra_and_misshapen_tensors_are_named(
         ({"hidden_size": 64}, "hidden_size = 64, but the job's model has 32"),
         ({"rms_norm_eps": 1e-5}, "rms_norm_eps = 1e-05, but the job's model has 1e-06"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings = True"),
-        ({"hidden_act": "gelu"}, "hidden_act = gelu, which Trimtab's model cannot compute"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config = set"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type = llama3"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "quantization_config: expected the model before",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3"}},
+            "rope_parameters: expected no scaling of rotary positions, got 'llama3'",
+        ),
         ({"rope_parameters": {"rope_theta": 10_000.0}}, "rope_theta = 10000.0, but"),
         ({"model_type": "gpt2"}, "model_type 'gpt2'; expected one of llama, mistral, qwen2"),
-        ({"model_type": "mistral", "sliding_window": 64}, "sliding_window = 64"),
+        (
+            {"model_type": "mistral", "sliding_window": 64},
+            "sliding_window: expected null or at least 128, got 64",
+        ),
     ],
 )
 def test_another_model_is_refused_by_the_field_that_differs(

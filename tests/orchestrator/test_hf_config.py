@@ -100,14 +100,13 @@ def test_the_rotary_base_is_read_from_either_place() -> None:
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "got 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: expected no scaling"),
         ({"rope_scaling": 3}, "rope_scaling: expected an object or null, got 3"),
-        (
-            {"sliding_window": 4096},
-            "sliding_window: expected null, got 4096; attention limited",
-        ),
+        ({"sliding_window": 4096}, "sliding_window: expected null or at least 8192, got 4096"),
+        ({"sliding_window": "wide"}, "sliding_window: expected null or at least 8192"),
+        ({"max_position_embeddings": "8k"}, "max_position_embeddings: expected a whole number"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
         ({"attention_bias": True}, "attention_bias: expected False, got True"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1, got 0.5"),
-        ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1.0, got 0.5"),
+        ({"quantization_config": {"bits": 4}}, "expected the model before it was quantized"),
         ({"hidden_size": None}, "hidden_size: missing from the Hugging Face config.json"),
         ({"hidden_size": "big"}, "expected whole numbers, got 'big' and 32"),
         ({"hidden_size": 4100}, "expected a multiple of the 32 heads, got 4100"),
@@ -129,5 +128,12 @@ def test_a_gpt2_with_another_attention_is_refused() -> None:
 
 
 def test_a_qwen2_with_a_window_is_refused() -> None:
-    with pytest.raises(InputError, match="sliding_window: expected null, got 131072"):
-        model_from_hf_config(QWEN2_05B | {"use_sliding_window": True}, name="m")
+    with pytest.raises(InputError, match="expected null or at least 131072, got 32768"):
+        model_from_hf_config(
+            QWEN2_05B | {"use_sliding_window": True, "sliding_window": 32_768}, name="m"
+        )
+
+
+def test_a_window_that_holds_every_sequence_changes_nothing() -> None:
+    wide = LLAMA_3_8B | {"sliding_window": 8_192}
+    assert model_from_hf_config(wide, name="m") == model_from_hf_config(LLAMA_3_8B, name="m")

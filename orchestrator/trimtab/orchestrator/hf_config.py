@@ -8,7 +8,9 @@ are not read: Trimtab trains without dropout.
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.core import checks
 from trimtab.core.errors import InputError, unknown_name_message
+from trimtab.core.hugging_face import check_features
 from trimtab.core.model import ModelSpec, MoeSpec
 
 MODEL_TYPES = ("gpt2", "llama", "mistral", "mixtral", "qwen2")
@@ -31,17 +33,17 @@ def model_from_hf_config(document: Mapping[str, Any], *, name: str) -> ModelSpec
         raise InputError(
             f"model_type: {unknown_name_message('type', str(model_type), MODEL_TYPES)}"
         )
-    if document.get("quantization_config"):
-        raise InputError(
-            "quantization_config: quantized weights are not supported; use the original model"
-        )
     if model_type == "gpt2":
         return _gpt2(document, name=name)
     return _llama_like(document, name=name, model_type=model_type)
 
 
 def _llama_like(document: Mapping[str, Any], *, name: str, model_type: str) -> ModelSpec:
-    _refuse_unsupported(document, model_type=model_type)
+    max_seq_tokens = _required(document, "max_position_embeddings")
+    checks.whole_number("max_position_embeddings", max_seq_tokens)
+    check_features(document, max_seq_tokens=max_seq_tokens)
+    _expect(document, "attention_bias", (False,), False)
+    _expect(document, "mlp_bias", (False,), False)
     num_heads = _required(document, "num_attention_heads")
     hidden = _required(document, "hidden_size")
     ffn_hidden = _required(document, "intermediate_size")
@@ -61,7 +63,7 @@ def _llama_like(document: Mapping[str, Any], *, name: str, model_type: str) -> M
         num_kv_heads=_or_default(document, "num_key_value_heads", num_heads),
         head_dim=_head_dim(document, hidden=hidden, num_heads=num_heads),
         vocab=_required(document, "vocab_size"),
-        max_seq_tokens=_required(document, "max_position_embeddings"),
+        max_seq_tokens=max_seq_tokens,
         gated_mlp=True,
         norm="rmsnorm",
         norm_eps=_or_default(document, "rms_norm_eps", 1e-6),
@@ -75,6 +77,7 @@ def _llama_like(document: Mapping[str, Any], *, name: str, model_type: str) -> M
 
 
 def _gpt2(document: Mapping[str, Any], *, name: str) -> ModelSpec:
+    _expect(document, "quantization_config", (None,), None)
     _expect(document, "activation_function", ("gelu_new", "gelu_pytorch_tanh"), "gelu_new")
     _expect(document, "scale_attn_weights", (True,), True)
     _expect(document, "scale_attn_by_inverse_layer_idx", (False,), False)
@@ -100,36 +103,9 @@ def _gpt2(document: Mapping[str, Any], *, name: str) -> ModelSpec:
     )
 
 
-def _refuse_unsupported(document: Mapping[str, Any], *, model_type: str) -> None:
-    _expect(document, "hidden_act", ("silu", "swish"), "silu")
-    _expect(document, "attention_bias", (False,), False)
-    _expect(document, "mlp_bias", (False,), False)
-    _expect(document, "partial_rotary_factor", (1, 1.0), 1.0)
-    window = document.get("sliding_window")
-    uses_window = document.get("use_sliding_window", model_type != "qwen2")
-    if uses_window and window is not None:
-        raise InputError(
-            f"sliding_window: expected null, got {window!r}; attention limited to a window "
-            "is not supported, every token attends to its whole document"
-        )
-
-
 def _rope_theta(document: Mapping[str, Any]) -> Any:
-    """The rotary base, refusing any scaling of the positions.
-
-    transformers 5 writes `rope_parameters`; before, `rope_theta` beside `rope_scaling`.
-    """
-    scaling = document.get("rope_scaling") or {}
+    """The rotary base; transformers 5 writes it into `rope_parameters`."""
     parameters = document.get("rope_parameters") or {}
-    for field, values in (("rope_scaling", scaling), ("rope_parameters", parameters)):
-        if not isinstance(values, dict):
-            raise InputError(f"{field}: expected an object or null, got {values!r}")
-        kind = values.get("rope_type", values.get("type", "default"))
-        if kind != "default":
-            raise InputError(
-                f"{field}: expected no scaling of rotary positions, got {kind!r}; it is not "
-                "supported: describe the model in Trimtab's own YAML to plan without it"
-            )
     return parameters.get("rope_theta", _or_default(document, "rope_theta", 10_000.0))
 
 

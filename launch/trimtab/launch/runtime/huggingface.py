@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from trimtab.core.errors import InputError
+from trimtab.core.hugging_face import check_features
 from trimtab.core.model import ModelSpec
 from trimtab.launch.runtime.tokenization import save_tokenizer
 from trimtab.launch.runtime.weight_names import (
@@ -201,7 +202,11 @@ def _check_config(folder: Path, model: ModelSpec) -> None:
             f"{_FIELD}: {folder} has model_type {config.get('model_type')!r}; expected one of "
             f"{', '.join(MODEL_TYPES)}"
         )
-    _refuse_features(folder, config, model)
+    check_features(
+        config,
+        max_seq_tokens=model.max_seq_tokens,
+        source=f"{_FIELD}: {folder / 'config.json'}: ",
+    )
     for field, given, ours in _compared(config, model):
         if given != ours:
             raise InputError(
@@ -226,26 +231,6 @@ def _compared(config: Mapping[str, Any], model: ModelSpec) -> Iterator[tuple[str
     theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
     yield "rope_theta", theta, model.rope_theta
     yield "tie_word_embeddings", config.get("tie_word_embeddings", False), model.tied_embeddings
-
-
-def _refuse_features(folder: Path, config: Mapping[str, Any], model: ModelSpec) -> None:
-    """Raise for what changes the computation and `ModelSpec` cannot say."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    uses_window = config.get("use_sliding_window", config["model_type"] != "qwen2")
-    window = (config.get("sliding_window") if uses_window else None) or model.max_seq_tokens
-    refused = {
-        "hidden_act": (config.get("hidden_act", "silu"), config.get("hidden_act") == "silu"),
-        "rope_type": (rope_type, rope_type == "default"),
-        "sliding_window": (window, window >= model.max_seq_tokens),
-        "quantization_config": ("set", config.get("quantization_config") is None),
-    }
-    for field, (given, fine) in refused.items():
-        if not fine:
-            raise InputError(
-                f"{_FIELD}: {folder / 'config.json'} has {field} = {given}, which Trimtab's "
-                "model cannot compute; start from another checkpoint"
-            )
 
 
 def _config(model: ModelSpec, *, dtype: torch.dtype) -> dict[str, Any]:
