@@ -190,15 +190,6 @@ def test_the_solve_time_is_the_callers_clock(small_profile: StepProfile) -> None
     assert plan.solve_s == 0.25
 
 
-def test_uniform_without_a_degree_takes_the_smallest_that_holds_all(
-    small_profile: StepProfile,
-) -> None:
-    plan = uniform_step(
-        [150, 10], profile=small_profile, num_ranks=4, degree=None, clock=no_clock
-    )
-    assert (plan.degrees, plan.method) == ((2,), "uniform")
-
-
 def test_the_reason_names_groups_and_gap(small_profile: StepProfile) -> None:
     plan = plan_step([120, 85, 85], profile=small_profile, num_ranks=4, clock=no_clock)
     assert "1 wave, groups: 2 of degree 1, 1 of degree 2" in plan.reason
@@ -225,7 +216,7 @@ def test_bad_batches_get_no_uniform_plan(
     small_profile: StepProfile, lengths: list[int], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        uniform_step(lengths, profile=small_profile, num_ranks=4, degree=None, clock=no_clock)
+        uniform_step(lengths, profile=small_profile, num_ranks=4, degree=4, clock=no_clock)
 
 
 def test_a_uniform_degree_must_be_available(small_profile: StepProfile) -> None:

@@ -160,12 +160,7 @@ def fit_profile(
     Raises:
         InputError: The samples are too few to tell the coefficients apart.
     """
-    singles = [sample for sample in samples if sample.degree == 1]
-    if len(singles) < 3 or len({sum(sample.lengths) for sample in singles}) < 2:
-        raise InputError(
-            "samples: expected at least 3 groups of degree 1 of 2 or more different token "
-            f"counts, got {len(singles)}; measure more groups"
-        )
+    _check_samples(samples)
     wide = sorted({sample.degree for sample in samples} - {1})
     columns, seconds = _columns(samples, wide=wide)
     shortest_s = _SMALLEST_SHARE * float(np.median(seconds / columns[:, 1]))
@@ -191,6 +186,15 @@ def fit_profile(
         evidence="measured",
         source=source,
     )
+
+
+def _check_samples(samples: Sequence[GroupSample]) -> None:
+    singles = [sample for sample in samples if sample.degree == 1]
+    if len(singles) < 3 or len({sum(sample.lengths) for sample in singles}) < 2:
+        raise InputError(
+            "samples: expected at least 3 groups of degree 1 of 2 or more different token "
+            f"counts, got {len(singles)}; measure more groups"
+        )
 
 
 def _check_keys(document: Mapping[str, Any]) -> None:

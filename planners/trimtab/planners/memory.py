@@ -110,6 +110,39 @@ def stage_memories(
     Source: arXiv:2205.05198, section 4.2.3; Narayanan et al. (2021), arXiv:2104.04473.
     """
     states = state_bytes(precision)
+    activations = _stage_activations(
+        model, layout, tokens=tokens, squares=squares, num_micro_batches=num_micro_batches,
+        element_bytes=4 if states.weights == 4 else 2,
+    )  # fmt: skip
+    workspace = min(_WORKSPACE_BYTES, _WORKSPACE_FRACTION * capacity_bytes)
+    memories = []
+    for stage in range(layout.pp) if stages is None else stages:
+        dense, expert = stage_parameters(model, layout, stage=stage)
+        weights, gradients, optimizer = _sharded(dense, expert, layout, states=states)
+        memories.append(
+            StageMemory(
+                stage=stage,
+                weights_bytes=round(weights),
+                gradients_bytes=round(gradients),
+                optimizer_bytes=round(optimizer),
+                activations_bytes=round(activations[stage]),
+                workspace_bytes=round(workspace),
+                capacity_bytes=capacity_bytes,
+            )
+        )
+    return tuple(memories)
+
+
+def _stage_activations(
+    model: ModelSpec,
+    layout: Layout,
+    *,
+    tokens: float,
+    squares: float,
+    num_micro_batches: int,
+    element_bytes: int,
+) -> list[float]:
+    """Bytes of activations of every stage; full recompute holds one layer's anew at a time."""
 
     def kept(recompute: Recompute) -> float:
         return layer_activation_bytes(
@@ -119,35 +152,19 @@ def stage_memories(
             tp=layout.tp,
             recompute=recompute,
             sequence_parallel=layout.sequence_parallel,
-            element_bytes=4 if states.weights == 4 else 2,
+            element_bytes=element_bytes,
         )
 
     per_layer = kept(layout.recompute)
     recomputed = kept("selective") if layout.recompute == "full" else 0.0
     interleaved = 1 + (layout.pp - 1) / (layout.pp * layout.vpp) if layout.vpp > 1 else 1.0
-    layers = stage_layers(model.num_layers, layout.pp)
-    memories = []
-    for stage in range(layout.pp) if stages is None else stages:
-        in_flight = interleaved * min(layout.pp - stage, num_micro_batches)
-        activations = per_layer * layers[stage] * in_flight + recomputed
-        if stage == layout.pp - 1:
-            activations += _output_bytes(model, layout, tokens=tokens)
-        dense, expert = stage_parameters(model, layout, stage=stage)
-        weights, gradients, optimizer = _sharded(dense, expert, layout, states=states)
-        memories.append(
-            StageMemory(
-                stage=stage,
-                weights_bytes=round(weights),
-                gradients_bytes=round(gradients),
-                optimizer_bytes=round(optimizer),
-                activations_bytes=round(activations),
-                workspace_bytes=round(
-                    min(_WORKSPACE_BYTES, _WORKSPACE_FRACTION * capacity_bytes)
-                ),
-                capacity_bytes=capacity_bytes,
-            )
-        )
-    return tuple(memories)
+    activations = [
+        per_layer * layers * interleaved * min(layout.pp - stage, num_micro_batches)
+        + recomputed
+        for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp))
+    ]
+    activations[-1] += _output_bytes(model, layout, tokens=tokens)
+    return activations
 
 
 def worst_stages(model: ModelSpec, pp: int) -> tuple[int, ...]:

@@ -77,7 +77,7 @@ def uniform_step(
     *,
     profile: StepProfile,
     num_ranks: int,
-    degree: int | None,
+    degree: int,
     clock: Callable[[], float],
 ) -> StepPlan:
     """The step with groups of one degree only, side by side: what a static layout does.
@@ -88,7 +88,7 @@ def uniform_step(
         lengths: Tokens of every sequence, in the order of the batch.
         profile: What groups cost.
         num_ranks: The dp * cp ranks that groups are formed over.
-        degree: The degree; None takes the smallest that holds every sequence.
+        degree: Ranks of every group.
         clock: A monotonic clock in seconds (`time.perf_counter`), for `solve_s`.
 
     Raises:
@@ -97,12 +97,9 @@ def uniform_step(
     """
     started_s = clock()
     available = usable_degrees(profile=profile, num_ranks=num_ranks)
-    usable = available
-    if degree is not None:
-        usable = usable_degrees(profile=profile, num_ranks=num_ranks, degrees=[degree])
+    usable = usable_degrees(profile=profile, num_ranks=num_ranks, degrees=[degree])
     check_lengths(lengths, profile=profile, degrees=usable)
-    chosen = next(d for d in usable if max(lengths) <= d * profile.token_cap)
-    costs = BatchCosts(lengths, profile=profile, degrees=[chosen])
+    costs = BatchCosts(lengths, profile=profile, degrees=usable)
     return _step_plan(
         uniform_packing(costs, num_ranks=num_ranks), lengths,
         costs=costs, profile=profile, num_ranks=num_ranks, degrees=available, method="uniform",
