@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.core.errors import InputError
-from trimtab.core.model import ModelSpec, MoeSpec
+from trimtab.core.model import ModelSpec, MoeSpec, mfu
 from trimtab.orchestrator.config import load_model
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
@@ -126,3 +126,9 @@ def test_a_wrong_shape_is_refused(changes: dict[str, object], message: str) -> N
 def test_a_token_cannot_visit_more_experts_than_there_are() -> None:
     with pytest.raises(InputError, match="expected at most num_experts = 2, got 3"):
         MoeSpec(num_experts=2, experts_per_token=3, expert_ffn_hidden=8)
+
+
+def test_mfu_is_model_flops_over_what_the_devices_could_do() -> None:
+    assert mfu(6e12, seconds=2.0, peak_flop_per_s=10e12) == 0.3
+    assert mfu(6e12, seconds=2.0, peak_flop_per_s=None) is None
+    assert mfu(6e12, seconds=0.0, peak_flop_per_s=10e12) is None

@@ -14,6 +14,7 @@ import pytest
 
 from trimtab.core import serde
 from trimtab.core.job import Request
+from trimtab.orchestrator.cli.logs import _Reader
 from trimtab.orchestrator.cli.main import main
 from trimtab.orchestrator.rundir import RunDir, RunState
 
@@ -223,3 +224,31 @@ def test_listing_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_log_is_printed_in_whole_lines_while_it_grows(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    log = tmp_path / "rank.log"
+    reader = _Reader("rank 0", log, tail=None)
+    written = "first\nzweite für".encode()
+    log.write_bytes(written[:-2])  # cut within the ü, as a writer's buffer may be
+    reader.print_new(with_header=False, whole_lines=True)
+    assert capsys.readouterr().out == "first\n"
+    log.write_bytes(written + b" alle\nthird")
+    reader.print_new(with_header=False, whole_lines=True)
+    assert capsys.readouterr().out == "zweite für alle\n"
+    reader.print_new(with_header=False, whole_lines=False)
+    assert capsys.readouterr().out == "third"
+
+
+def test_cancel_prints_the_state_as_json(
+    start: Start, appeared: Appeared, capsys: Capture
+) -> None:
+    run = start("all:slow:3")
+    appeared(run.path / "slow-2")
+    assert main(["cancel", run.job_id, "--wait", "--json"]) == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert (document["handle"], document["state"]) == (str(run.handle), "cancelled")
+    assert "its ranks write a checkpoint" in printed.err

@@ -10,7 +10,7 @@ from trimtab.core.events import (
     StepSummarized,
 )
 from trimtab.core.plan import SequenceGroup, StagePath, StepPlan, Wave
-from trimtab.orchestrator.cli.watched import Watched, groups_text, printable
+from trimtab.orchestrator.cli.watched import Watched, printable
 
 
 def rank_started(rank: int, peak: float | None = None) -> RankStarted:
@@ -65,9 +65,9 @@ def watched() -> Watched:
 
 
 def test_groups_are_written_wave_by_wave() -> None:
-    assert groups_text(plan((4, 2, 2, 1, 1, 1, 1))) == "<4, 2x2, 1x4>"
-    assert groups_text(plan((2,), (1, 1))) == "<2> <1x2>"
-    assert groups_text(plan((1,), (1,), (1,), (1,), (1,))) == "<1> <1> <1> +2 waves"
+    assert plan((4, 2, 2, 1, 1, 1, 1)).groups_text == "<4, 2x2, 1x4>"
+    assert plan((2,), (1, 1)).groups_text == "<2> <1x2>"
+    assert plan((1,), (1,), (1,), (1,), (1,)).groups_text == "<1> <1> <1> +2 waves"
 
 
 def test_the_phases_of_an_attempt(watched: Watched) -> None:

@@ -19,6 +19,22 @@ MFU_FORMULA = (
 )
 
 
+def mfu(model_flops: float, *, seconds: float, peak_flop_per_s: float | None) -> float | None:
+    """Model FLOPs utilization, counted as `MFU_FORMULA` says.
+
+    Args:
+        model_flops: Of all devices together.
+        seconds: What they took.
+        peak_flop_per_s: Sum of the devices' dense peaks; None where one is unknown.
+
+    Returns:
+        A ratio; None where the peak is unknown or no time has passed.
+    """
+    if not peak_flop_per_s or not seconds:
+        return None
+    return model_flops / (seconds * peak_flop_per_s)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoeSpec:
     """Experts in place of the MLP: each token visits `experts_per_token` of `num_experts`."""

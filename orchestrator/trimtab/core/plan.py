@@ -1,11 +1,13 @@
 """Decisions: the layout of a job, what it is forecast to cost, and the plan of one step."""
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from trimtab.core import checks
 from trimtab.core.cluster import Precision
 from trimtab.core.errors import InputError
+from trimtab.core.model import mfu
 
 Recompute = Literal["none", "selective", "full"]
 RECOMPUTES: tuple[str, ...] = get_args(Recompute)
@@ -15,6 +17,8 @@ FIT_VERDICTS: tuple[str, ...] = get_args(FitVerdict)
 
 PlanMethod = Literal["heuristic", "uniform", "fallback", "probe"]
 PLAN_METHODS: tuple[str, ...] = get_args(PlanMethod)
+
+_MOST_SHOWN_WAVES: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +151,8 @@ class Forecast:
     def mfu(self) -> float | None:
         if self.peak_flop_per_s is None:
             return None
-        return self.model_flops / (self.step_s * self.num_ranks * self.peak_flop_per_s)
+        peak = self.num_ranks * self.peak_flop_per_s
+        return mfu(self.model_flops, seconds=self.step_s, peak_flop_per_s=peak)
 
     @property
     def verdict(self) -> FitVerdict:
@@ -250,3 +255,25 @@ class StepPlan:
     def degrees(self) -> tuple[int, ...]:
         """The different group degrees in use, ascending."""
         return tuple(sorted({group.degree for wave in self.waves for group in wave.groups}))
+
+    @property
+    def groups_text(self) -> str:
+        """The groups wave by wave, degree x count: `<4> <2x2> <2, 1x2>`; three waves at most.
+
+        Source of the notation: FlexSP, arXiv:2412.01523, table 2.
+        """
+        shown = " ".join(_wave_text(wave) for wave in self.waves[:_MOST_SHOWN_WAVES])
+        num_more = len(self.waves) - _MOST_SHOWN_WAVES
+        return f"{shown} +{num_more} waves" if num_more > 0 else shown
+
+
+def _wave_text(wave: Wave) -> str:
+    counts = Counter(group.degree for group in wave.groups)
+    return (
+        "<"
+        + ", ".join(
+            str(degree) if count == 1 else f"{degree}x{count}"
+            for degree, count in sorted(counts.items(), reverse=True)
+        )
+        + ">"
+    )

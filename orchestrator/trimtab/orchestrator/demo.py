@@ -8,7 +8,7 @@ from statistics import median, median_low
 
 from trimtab.core.errors import InfeasibleError
 from trimtab.core.job import JobSpec
-from trimtab.core.plan import Layout, StepPlan
+from trimtab.core.plan import Layout
 from trimtab.orchestrator.config import load_job
 from trimtab.orchestrator.step_planning import StepPlanner, step_planner
 
@@ -114,7 +114,7 @@ def forecast(
         median_tokens=median_low(lengths),
         longest_tokens=max(lengths),
         tokens_per_step=sum(lengths) / len(batches),
-        first_step=groups_text(planned[0]),
+        first_step=planned[0].groups_text,
         planned_step_s=median(plan.step_s for plan in planned),
         uniform_step_s=median(plan.step_s for plan in one_degree),
         ratio=median(
@@ -122,13 +122,6 @@ def forecast(
         ),
         mixed_fraction=sum(len(plan.degrees) > 1 for plan in planned) / len(planned),
         uniform_degree=one_degree[0].degrees[0],
-    )
-
-
-def groups_text(plan: StepPlan) -> str:
-    """The degrees of each wave, in words: `4, then 2 + 1 + 1`."""
-    return ", then ".join(
-        " + ".join(str(group.degree) for group in wave.groups) for wave in plan.waves
     )
 
 

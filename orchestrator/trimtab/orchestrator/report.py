@@ -6,7 +6,7 @@ every attempt (first allocations, cold caches) count in the losses, and not in t
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final, NamedTuple, TypeVar
@@ -25,7 +25,7 @@ from trimtab.core.events import (
     StepSummarized,
 )
 from trimtab.core.job import Grouping, Request
-from trimtab.core.model import MFU_FORMULA
+from trimtab.core.model import MFU_FORMULA, mfu
 from trimtab.core.plan import JobPlan, TimePart
 from trimtab.core.units import flop_rate_text
 from trimtab.monitor.store import EventStore
@@ -166,7 +166,7 @@ def read_record(run: RunDir) -> RunRecord:
     """
     state = run.state()
     with EventStore.open(run.events) as store:
-        events = tuple(_reported_events(store))
+        events = tuple(store.all(kinds=_REPORTED))
     return RunRecord(
         request=run.request(),
         plan=run.plan(),
@@ -257,13 +257,6 @@ class _Steps:
         self.measured = settled or frozenset(summaries)
 
 
-def _reported_events(store: EventStore) -> Iterator[AnyEvent]:
-    last_id = 0
-    while page := store.read(after=last_id, kinds=_REPORTED):
-        yield from (stored.event for stored in page)
-        last_id = page[-1].id
-
-
 def _end(events: Sequence[AnyEvent]) -> JobFinished | None:
     """How the last attempt ended; None while it has not."""
     for event in reversed(events):
@@ -290,7 +283,7 @@ def _loss_summary(steps: _Steps, events: Sequence[AnyEvent]) -> LossSummary:
 def _time_summary(steps: _Steps, record: RunRecord) -> TimeSummary:
     measured = [s for step, s in steps.summaries.items() if step in steps.measured]
     total_s = sum(summary.step_s for summary in measured)
-    mfu = _mfu(measured, record)
+    utilization = _mfu(measured, record)
     return TimeSummary(
         num_steps=len(measured),
         num_warmup_steps=len(steps.summaries) - len(measured),
@@ -298,8 +291,8 @@ def _time_summary(steps: _Steps, record: RunRecord) -> TimeSummary:
         p90_step_s=_nearest_rank([summary.step_s for summary in measured], fraction=0.9),
         tokens_per_s=sum(summary.num_tokens for summary in measured) / total_s,
         parts=_mean_parts(steps),
-        mfu=mfu.value,
-        mfu_note=mfu.note,
+        mfu=utilization.value,
+        mfu_note=utilization.note,
     )
 
 
@@ -337,7 +330,7 @@ def _mfu(measured: Sequence[StepSummarized], record: RunRecord) -> _Mfu:
     notes = "; ".join(dict.fromkeys(rank.peak_note for rank in ranks.values()))
     precision = record.request.job.training.precision
     return _Mfu(
-        flops / (seconds * peak),
+        mfu(flops, seconds=seconds, peak_flop_per_s=peak),
         f"{MFU_FORMULA}; {precision} peak of {len(ranks)} ranks ({devices}) together "
         f"{flop_rate_text(peak)}: {notes}",
     )

@@ -80,7 +80,7 @@ def prepare_job(
     """Decide everything about a new run: layout, forecast, id, command line.
 
     Args:
-        job: The job; its layout is planned where it has none.
+        job: The job; where it has no layout, its ranks share the data (`dp=num_ranks`).
         launcher: None: one that starts Trimtab's own ranks on this machine.
         root: The folder of the run directories; None: `rundir.runs_root()`.
 
@@ -94,14 +94,8 @@ def prepare_job(
     launcher = launcher or launcher_of(handle)
     layout = job.layout or Layout(dp=job.num_ranks)
     run_dir = root / handle.job_id
-    launcher.prepare(job, layout=layout, handle=handle, run_dir=run_dir)
-    plan = _plan(job, layout)
-    return PreparedJob(
-        request=launcher.prepare(
-            job, layout=job.layout or plan.layout, handle=handle, run_dir=run_dir
-        ),
-        plan=plan,
-    )
+    request = launcher.prepare(job, layout=layout, handle=handle, run_dir=run_dir)
+    return PreparedJob(request=request, plan=_plan(job, layout))
 
 
 def prepare_resume(

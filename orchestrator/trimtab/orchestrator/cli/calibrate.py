@@ -1,13 +1,15 @@
 """`trimtab calibrate`: measure what sequence groups cost on this machine."""
 
 import json as json_text
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.core.errors import ExitCode, InputError, JobFailedError
-from trimtab.orchestrator.cli.output import JsonOption, print_json
+from trimtab.core.errors import InputError
+from trimtab.orchestrator.cli.output import DryRunOption, JsonOption, console, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,28 +31,36 @@ def calibrate(
     from_run: Annotated[
         str | None, typer.Option(help="Fit a run that has trained already; starts nothing.")
     ] = None,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Measure step coefficients by a short run of a job, and write them as a profile."""
-    from rich.console import Console
+    """Measure step coefficients by a short run of a job, and write them as a profile.
 
+    With --dry-run the request of that run is printed, as by `submit`, and nothing is changed.
+    """
     from trimtab.orchestrator import calibrate as calibration
     from trimtab.orchestrator.config import load_job
     from trimtab.orchestrator.rundir import find_run, runs_root
+    from trimtab.orchestrator.submission import prepare_job
     from trimtab.planners.calibration import profile_document
 
     if (job is None) == (from_run is None):
         raise InputError("expected a job file or --from-run RUN, one of the two")
-    screen = Console(stderr=json, highlight=False)
-    if from_run is not None:
+    _check_writable(out)
+    screen = console(stderr=json, markup=False)
+    if job is None:
+        assert from_run is not None
         result = calibration.fit_run(find_run(from_run))
     else:
-        assert job is not None
-        result = measure(load_job(job, overrides or ()), root=runs_root(), screen=screen)
+        spec = load_job(job, overrides or ())
+        if dry_run:
+            sys.stdout.write(prepare_job(calibration.probing_job(spec)).text)
+            return
+        result = measure(spec, root=runs_root(), screen=screen)
     document = profile_document(result.profile)
     out.write_text(json_text.dumps(document, indent=1) + "\n", encoding="utf-8")
     _show(result, screen)
-    screen.print(f"written to {out}; use it with: profile={out}")
+    screen.print(f"written to {out}; use it with: profile={out}", soft_wrap=True)
     if json:
         print_json(document)
 
@@ -61,19 +71,21 @@ def measure(job: "JobSpec", *, root: Path, screen: "Console") -> "Calibration":
     Raises:
         JobFailedError: The probing run failed.
         InputError: The job cannot be run or measured.
+        KeyboardInterrupt: The user interrupted; the run has been asked to end.
     """
-    from trimtab.orchestrator import submission
     from trimtab.orchestrator.calibrate import fit_run, probing_job
     from trimtab.orchestrator.cli import progress
 
-    run = submission.submit_prepared(submission.prepare_job(probing_job(job), root=root))
-    exit_code = progress.follow(run, console=screen)
-    if exit_code == progress.INTERRUPTED:
-        submission.cancel_run(run)
-        raise KeyboardInterrupt
-    if exit_code != ExitCode.OK:
-        raise JobFailedError(f"the probing run {run.handle} failed; see {run.path}")
-    return fit_run(run)
+    return fit_run(progress.run_and_follow(probing_job(job), root=root, console=screen))
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse before minutes of measuring what could not be written after them."""
+    place = out if out.exists() else out.absolute().parent
+    if out.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(
+            f"--out: expected a file that can be written, got {out}; its folder must exist"
+        )
 
 
 def _show(result: "Calibration", screen: "Console") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.core.errors import ExitCode, JobFailedError
+from trimtab.core.errors import ExitCode
 from trimtab.orchestrator.cli.output import JsonOption, print_json
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from trimtab.core.job import JobSpec
     from trimtab.orchestrator.demo import DemoForecast
     from trimtab.orchestrator.report import Comparison
-    from trimtab.orchestrator.rundir import RunDir
 
 _INTERRUPTED = 130
 
@@ -54,6 +53,7 @@ def demo(
 
 def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
     from trimtab.orchestrator import demo, preflight, report
+    from trimtab.orchestrator.cli import progress
     from trimtab.orchestrator.cli.calibrate import measure
 
     _heading(out, 1, "Measure what sequence groups cost on this machine")
@@ -73,9 +73,9 @@ def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
         out.print(line, soft_wrap=True)
 
     _heading(out, 3, "Train with planned groups")
-    planned_run = _train(job, root=root, out=out)
+    planned_run = progress.run_and_follow(job, root=root, console=out)
     _heading(out, 4, "Train on the same batches, every group of one degree")
-    uniform_run = _train(uniform, root=root, out=out)
+    uniform_run = progress.run_and_follow(uniform, root=root, console=out)
 
     _heading(out, 5, "Compare")
     comparison = report.compare(
@@ -83,22 +83,6 @@ def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
     )
     _show_summary(out, comparison, forecast=forecast)
     return comparison
-
-
-def _train(job: "JobSpec", *, root: Path, out: "Console") -> "RunDir":
-    """Submit a job, show it until it ends, and cancel it where the user interrupts."""
-    from trimtab.orchestrator import submission
-    from trimtab.orchestrator.cli import progress
-
-    run = submission.submit_job(job, root=root)
-    exit_code = progress.follow(run, console=out)
-    if exit_code == progress.INTERRUPTED:
-        submission.cancel_run(run)
-        out.print(f"cancelled {run.handle}")
-        raise KeyboardInterrupt
-    if exit_code != ExitCode.OK:
-        raise JobFailedError(f"the demo's run {run.handle} failed; see {run.path}")
-    return run
 
 
 def _heading(out: "Console", number: int, text: str) -> None:

@@ -1,6 +1,5 @@
 """`trimtab submit`, `status`, `cancel` and `list`: jobs from the command line."""
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.orchestrator.cli.logs import logs
+from trimtab.orchestrator.cli.output import JsonOption, console, print_json
 
 if TYPE_CHECKING:
     from trimtab.orchestrator.rundir import RunDir, RunState
@@ -43,9 +43,7 @@ def submit(
         str | None,
         typer.Option(metavar="HANDLE", help="Go on with a run that has ended, without JOB."),
     ] = None,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object at the end.")
-    ] = False,
+    json_output: JsonOption = False,
 ) -> int:
     """Start a job, or go on with one; with --wait or --follow, exit as it does: 0, 1, 2, 93."""
     from trimtab.core import checks
@@ -60,12 +58,12 @@ def submit(
     _tell_submitted(run, to_stderr=json_output, follow=follow)
     exit_code = 0
     if follow:
-        exit_code = progress.follow(run, console=_console(stderr=json_output))
+        exit_code = progress.follow(run, console=console(stderr=json_output, markup=False))
     elif wait:
         exit_code = progress.wait(run).exit_code or 0
     state = run.observed(time.time())
     if json_output:
-        _print_json(_document(run, state))
+        print_json(_document(run, state))
     elif wait and not follow:
         typer.echo(f"{state.state.value}: {state.reason}")
     return exit_code
@@ -73,7 +71,7 @@ def submit(
 
 def status(
     handle: Annotated[str, typer.Argument(help=_HANDLE)],
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json_output: JsonOption = False,
 ) -> int:
     """Show how a job stands.
 
@@ -86,7 +84,7 @@ def status(
     state = run.observed(time.time())
     document = _document(run, state) | _course(run)
     if json_output:
-        _print_json(document)
+        print_json(document)
     else:
         _print_status(document)
     return status_code(state.state)
@@ -97,6 +95,7 @@ def cancel(
     wait: Annotated[
         bool, typer.Option("--wait", help="Return when the job has ended.")
     ] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """End a job: its ranks write a checkpoint first; a second cancel ends it at once."""
     from trimtab.orchestrator.cli import progress
@@ -106,19 +105,23 @@ def cancel(
     run = find_run(handle)
     state = cancel_run(run)
     if state.state.is_final:
-        typer.echo(f"{run.handle} has already ended ({state.state.value})")
-        return
-    typer.echo(f"cancelling {run.handle}: its ranks write a checkpoint and end")
-    if wait:
-        state = progress.wait(run)
-        typer.echo(f"{state.state.value}: {state.reason}")
+        typer.echo(f"{run.handle} has already ended ({state.state.value})", err=json_output)
+    else:
+        typer.echo(
+            f"cancelling {run.handle}: its ranks write a checkpoint and end", err=json_output
+        )
+        if wait:
+            state = progress.wait(run)
+            typer.echo(f"{state.state.value}: {state.reason}", err=json_output)
+    if json_output:
+        print_json(_document(run, run.observed(time.time())))
 
 
 def list_jobs(
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=0, help="At most this many; 0: all.")
     ] = 20,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """List the runs of this machine, newest first."""
     from trimtab.core.errors import RunDirError
@@ -135,7 +138,7 @@ def list_jobs(
             state = state.observed(now_s)
             runs.append(state_document(job_id, state, run_dir=root / job_id))
     if json_output:
-        _print_json({"schema": 1, "root": str(root), "runs": runs})
+        print_json({"schema": 1, "root": str(root), "runs": runs})
     elif not runs:
         typer.echo(f"no runs in {root} yet; to start one: trimtab submit JOB.yaml")
     else:
@@ -196,12 +199,6 @@ def _tell_submitted(run: "RunDir", *, to_stderr: bool, follow: bool) -> None:
         typer.echo(f"  end it         trimtab cancel {run.job_id}", err=to_stderr)
 
 
-def _console(*, stderr: bool) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False, markup=False)
-
-
 def _document(run: "RunDir", state: "RunState") -> dict[str, Any]:
     from trimtab.orchestrator.cli.states import state_document
 
@@ -232,10 +229,6 @@ def _course(run: "RunDir") -> dict[str, Any]:
     if checkpoint is not None:
         course |= {"checkpoint_step": checkpoint.step, "checkpoint_path": checkpoint.path}
     return course
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    typer.echo(json.dumps(document, indent=2))
 
 
 def _print_status(document: dict[str, Any]) -> None:

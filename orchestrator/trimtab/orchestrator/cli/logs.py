@@ -44,13 +44,14 @@ def logs(
     run = find_run(handle)
     paths = _paths(run, rank=rank, controller=controller)
     readers = [_Reader(name, path, tail=tail) for name, path in paths.items()]
-    for reader in readers:
-        reader.print_new(with_header=len(readers) > 1)
-    while follow and not run.observed(time.time()).state.is_final:
-        time.sleep(_POLL_S)
+    while True:
+        state = run.observed(time.time()).state
+        is_last = state.is_final or not follow
         for reader in readers:
-            reader.print_new(with_header=len(readers) > 1)
-    return status_code(run.observed(time.time()).state)
+            reader.print_new(with_header=len(readers) > 1, whole_lines=not is_last)
+        if is_last:
+            return status_code(state)
+        time.sleep(_POLL_S)
 
 
 def _paths(run: "RunDir", *, rank: int | None, controller: bool) -> dict[str, Path]:
@@ -67,7 +68,7 @@ def _paths(run: "RunDir", *, rank: int | None, controller: bool) -> dict[str, Pa
 
 
 class _Reader:
-    """Prints what is new in one log, whole lines only while the log grows."""
+    """Prints what is new in one log."""
 
     def __init__(self, name: str, path: Path, *, tail: int | None) -> None:
         self._name = name
@@ -75,11 +76,16 @@ class _Reader:
         self._tail = tail
         self._offset = 0
 
-    def print_new(self, *, with_header: bool) -> None:
-        """Print what was written since the last call, under the log's name if asked."""
+    def print_new(self, *, with_header: bool, whole_lines: bool) -> None:
+        """Print what was written since the last call, under the log's name if asked.
+
+        Args:
+            with_header: Put the log's name above it.
+            whole_lines: Keep a line that has no end yet for the next call.
+        """
         try:
             with self._path.open("rb") as file:
-                text = self._read(file)
+                text = self._read(file, whole_lines=whole_lines)
         except FileNotFoundError:
             return
         if not text:
@@ -89,9 +95,11 @@ class _Reader:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    def _read(self, file: BinaryIO) -> str:
+    def _read(self, file: BinaryIO, *, whole_lines: bool) -> str:
         file.seek(self._offset)
         data = file.read()
+        if whole_lines:
+            data = data[: data.rfind(b"\n") + 1]
         self._offset += len(data)
         lines = data.decode(errors="replace").splitlines(keepends=True)
         if self._tail is not None:

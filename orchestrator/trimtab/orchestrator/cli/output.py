@@ -17,10 +17,17 @@ DryRunOption = Annotated[
 ]
 
 
-def console() -> Console:
-    """The terminal; plain and unwrapped to 96 columns where the output is not a terminal."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=max(out.width, 96))
+def console(*, stderr: bool = False, markup: bool = True) -> Console:
+    """The terminal; plain and unwrapped to 96 columns where the output is not a terminal.
+
+    Args:
+        stderr: Write to standard error, where standard output is kept for JSON.
+        markup: Read `[bold]` and the like; off where a user's text is printed.
+    """
+    out = Console(highlight=False, stderr=stderr, markup=markup)
+    if not out.is_terminal:
+        out.width = max(out.width, 96)
+    return out
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -5,8 +5,10 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from trimtab.core.errors import ExitCode, JobFailedError
 from trimtab.core.events import (
     Alert,
     AnyEvent,
@@ -20,10 +22,11 @@ from trimtab.core.events import (
     StepPlanned,
     StepSummarized,
 )
-from trimtab.core.job import JobState
+from trimtab.core.job import JobSpec, JobState
 from trimtab.core.units import duration_text
 from trimtab.orchestrator.cli.watched import Watched, printable
 from trimtab.orchestrator.rundir import RunDir, RunState
+from trimtab.orchestrator.submission import cancel_run, submit_job
 from trimtab.orchestrator.verdict import error_line
 
 if TYPE_CHECKING:
@@ -76,6 +79,24 @@ def follow(run: RunDir, *, console: "Console | None" = None) -> int:
     for line in summary_lines(watched, run, state):
         console.print(line, soft_wrap=True)
     return state.exit_code if state.exit_code is not None else 1
+
+
+def run_and_follow(job: JobSpec, *, root: Path, console: "Console") -> RunDir:
+    """Submit a job and show it until it ends; an interrupt cancels it.
+
+    Raises:
+        KeyboardInterrupt: The user interrupted; the job has been asked to end.
+        JobFailedError: The job did not succeed.
+    """
+    run = submit_job(job, root=root)
+    exit_code = follow(run, console=console)
+    if exit_code == INTERRUPTED:
+        cancel_run(run)
+        console.print(f"interrupted, so {run.handle} was cancelled", soft_wrap=True)
+        raise KeyboardInterrupt
+    if exit_code != ExitCode.OK:
+        raise JobFailedError(f"the run {run.handle} failed; see {run.path}")
+    return run
 
 
 def summary_lines(watched: Watched, run: RunDir, state: RunState) -> Iterator[str]:

@@ -1,9 +1,7 @@
 """What a follower in a terminal knows of an attempt, and how it says it in a line."""
 
 import statistics
-from collections import Counter
 from collections.abc import Iterator
-from typing import Final
 
 from trimtab.core.events import (
     AnyEvent,
@@ -15,10 +13,9 @@ from trimtab.core.events import (
     StepPlanned,
     StepSummarized,
 )
+from trimtab.core.model import mfu
 from trimtab.core.plan import StepPlan
 from trimtab.core.units import count_text, duration_text
-
-_MOST_SHOWN_WAVES: Final = 3
 
 
 class Watched:
@@ -79,7 +76,9 @@ class Watched:
         peaks = [peak for peak in self._peaks.values() if peak is not None]
         if self._last is None or not peaks or len(peaks) < self._num_ranks:
             return None
-        return self._last.model_flops / (self._last.step_s * sum(peaks))
+        return mfu(
+            self._last.model_flops, seconds=self._last.step_s, peak_flop_per_s=sum(peaks)
+        )
 
     def line(self) -> str:
         """The last step's figures."""
@@ -94,7 +93,7 @@ class Watched:
         if self.mfu is not None:
             figures.append(f"MFU {self.mfu:.1%}")
         if last.step in self._plans:
-            figures.append(groups_text(self._plans[last.step]))
+            figures.append(self._plans[last.step].groups_text)
         return "  ".join(figures)
 
     def figures(self) -> Iterator[tuple[str, str]]:
@@ -122,23 +121,6 @@ class Watched:
         self._step_times_s.append(event.step_s)
         for step in [step for step in self._plans if step < event.step]:
             del self._plans[step]
-
-
-def groups_text(plan: StepPlan) -> str:
-    """The groups of a step, wave by wave: `<4> <2x2> <2, 2x1>` (degree x count).
-
-    Source: the notation of FlexSP, arXiv:2412.01523, table 2.
-    """
-    waves = []
-    for wave in plan.waves[:_MOST_SHOWN_WAVES]:
-        counts = Counter(group.degree for group in wave.groups)
-        groups = (
-            str(degree) if count == 1 else f"{degree}x{count}"
-            for degree, count in sorted(counts.items(), reverse=True)
-        )
-        waves.append(f"<{', '.join(groups)}>")
-    num_more = len(plan.waves) - _MOST_SHOWN_WAVES
-    return " ".join(waves) + (f" +{num_more} waves" if num_more > 0 else "")
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,6 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -208,8 +207,3 @@ def _ended_s(state: RunState, view: RunView) -> float | None:
     if not state.state.is_final:
         return None
     return state.finished_s or view.last_time_s or state.submitted_s
-
-
-def newest_run_id(listings: Iterable[dict[str, Any]]) -> str | None:
-    """The first that can be shown."""
-    return next((run["job_id"] for run in listings if run["state"] != "broken"), None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trimtab.core.events import STEP_PARTS
+from trimtab.core.model import mfu
 
 MAX_POINTS: Final = 600
 """More points than this are merged, so that 10,000 steps draw as fast as 100."""
@@ -149,13 +150,12 @@ def _figures(row: StepRow, *, peak_flop_per_s: float | None) -> dict[str, float 
     summary = row.summary
     assert summary is not None
     step_s = summary["step_s"]
-    peak_flops = step_s * peak_flop_per_s if peak_flop_per_s else None
     return {
         "loss": summary["loss"],
         "step_s": step_s,
         "predicted_s": row.predicted_s,
         "tokens_per_s": summary["num_tokens"] / step_s if step_s else None,
-        "mfu": summary["model_flops"] / peak_flops if peak_flops else None,
+        "mfu": mfu(summary["model_flops"], seconds=step_s, peak_flop_per_s=peak_flop_per_s),
         "gradient_norm": summary["gradient_norm"],
         "learning_rate": summary["learning_rate"],
     }
