@@ -162,7 +162,8 @@ class TelemetrySpec:
     gpu_sample_s: float = 10.0
     """Period of the NVML samples on machines with an NVIDIA driver."""
     silent_rank_s: float = 60.0
-    """A rank that sends nothing for this long is taken as hung."""
+    """A rank that sends nothing for this long is taken as hung; ranks that report and do not
+    move, after ten times as long (sixty times while they start, save or evaluate)."""
 
     def __post_init__(self) -> None:
         checks.positive("telemetry.gpu_sample_s", self.gpu_sample_s)

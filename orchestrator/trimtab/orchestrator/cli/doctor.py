@@ -184,8 +184,9 @@ def _gpus() -> list[Finding]:
 
 
 def _cores() -> list[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [Finding(level="ok", check="processor cores", found=str(cores))]
+    from trimtab.launch.local import usable_cores
+
+    return [Finding(level="ok", check="processor cores", found=str(usable_cores()))]
 
 
 def _disk() -> list[Finding]:
