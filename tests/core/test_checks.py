@@ -14,7 +14,7 @@ def test_what_is_no_positive_number_is_refused_by_name(value: object) -> None:
         checks.positive("nic.gbit_per_s", value)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, True, "1"])
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "1", 2**63, 10**400])
 def test_what_is_no_count_is_refused(value: object) -> None:
     with pytest.raises(InputError, match="expected a whole number >= 1"):
         checks.whole_number("num_ranks", value)

@@ -352,6 +352,14 @@ def test_a_broken_json_names_its_line(tmp_path: Path) -> None:
         load_model(path)
 
 
+@pytest.mark.parametrize("text", ['{"hidden_size": ' + "9" * 5_000 + "}", "[" * 100_000])
+def test_json_that_python_cannot_hold_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"config\.json: not valid JSON"):
+        load_model(path)
+
+
 def test_a_job_may_bring_a_profile(job_file: Path) -> None:
     profile = load_profile(PROFILES[0])
     assert load_job(job_file, [f"profile={PROFILES[0]}"]).profile == profile

@@ -253,6 +253,9 @@ def test_a_device_of_unknown_peak_asks_for_calibration(
     for lengths in ((64,) * 8, (64, 32, 16)):
         with pytest.raises(InputError, match="run `trimtab calibrate`"):
             planned(model, a100s(peak=None), num_ranks=8, lengths=lengths)
+    capped = Layout(dp=8)
+    with pytest.raises(InputError, match="run `trimtab calibrate`"):
+        planned(model, a100s(peak=None), num_ranks=8, token_cap=10, fixed=capped)
 
 
 def test_a_sequence_longer_than_any_group_is_refused(

@@ -6,10 +6,14 @@ from typing import Any
 
 from trimtab.core.errors import InputError, unknown_name_message
 
+_LARGEST = 2**63 - 1
+"""Of whole numbers: what NumPy holds, and a product of several of which a float still does."""
+
 
 def whole_number(field: str, value: Any, *, at_least: int = 1) -> None:
-    """Raise unless `value` is an int (not a bool) of at least `at_least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+    """Raise unless `value` is an int (not a bool) of at least `at_least`, in 64 bits."""
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or not at_least <= value <= _LARGEST:
         raise InputError(f"{field}: expected a whole number >= {at_least}, got {value!r}")
 
 

@@ -76,6 +76,22 @@ def group_s(lengths: Sequence[int], degree: int, *, profile: StepProfile) -> flo
     return profile.fixed_s + work_s / degree
 
 
+def known_peak(used: Machine, *, precision: Precision) -> float:
+    """The dense peak of the slowest GPU, in FLOP/s.
+
+    Raises:
+        InputError: The datasheet has none, so that only measurements can tell.
+    """
+    peak = used.gpu.peak_flop_per_s(precision)
+    if peak is None:
+        raise InputError(
+            f"gpu.peak_tflop_per_s: the device {used.gpu.name!r} has no {precision} peak, so "
+            "its times cannot be computed; run `trimtab calibrate` and give the job the "
+            "profile it writes"
+        )
+    return peak
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepWork:
     """What a step asks of each of the dp * cp ranks; every micro-batch is alike."""
@@ -120,19 +136,7 @@ class LayoutCosts:
 
     @property
     def peak_flop_per_s(self) -> float:
-        """The dense peak of the slowest GPU.
-
-        Raises:
-            InputError: The datasheet has none, so that only measurements can tell.
-        """
-        peak = self.used.gpu.peak_flop_per_s(self.precision)
-        if peak is None:
-            raise InputError(
-                f"gpu.peak_tflop_per_s: the device {self.used.gpu.name!r} has no "
-                f"{self.precision} peak, so its times cannot be computed; run `trimtab "
-                "calibrate` and give the job the profile it writes"
-            )
-        return peak
+        return known_peak(self.used, precision=self.precision)
 
     @property
     def token_s(self) -> float:

@@ -11,6 +11,7 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import ForecastLayout, JobPlan, Layout, RejectedLayout, StepPlan
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import duration_text
+from trimtab.planners.costs import known_peak
 from trimtab.planners.placement import machine, placement
 from trimtab.planners.profiled import data_layouts, grouped_layout, profiled_layout
 from trimtab.planners.search import Found, costed, costed_or_raise, search_layouts
@@ -123,6 +124,7 @@ def plan_run(
 
 def _found(job: Job, exact: Layout | None) -> Found:
     """The layouts that datasheets say fit, with the memory of every stage of the shown ones."""
+    known_peak(job.used, precision=job.precision)  # before any reason that would mislead
     if exact is not None:
         return Found(fitting=(costed_or_raise(job, exact),), rejected=())
     found = search_layouts(job)

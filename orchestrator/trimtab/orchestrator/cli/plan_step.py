@@ -100,10 +100,12 @@ def _show(
         f"{max(lengths):,}, on {num_ranks} GPUs with profile {escape(profile.name)} "
         f"({profile.evidence}, {profile.token_cap:,} tokens a GPU)"
     )
+    num_waves = len(step_plan.waves)
     out.print(
         f"[bold]step {duration_text(step_plan.step_s)}[/bold], at most "
         f"{step_plan.gap_fraction:.1%} over the best possible "
-        f"(bound {duration_text(step_plan.lower_bound_s)}); {len(step_plan.waves)} waves; "
+        f"(bound {duration_text(step_plan.lower_bound_s)}); "
+        f"{num_waves} wave{'' if num_waves == 1 else 's'}; "
         f"{step_plan.method}, solved in {duration_text(step_plan.solve_s)}"
     )
     if uniform is not None:
