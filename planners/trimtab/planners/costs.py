@@ -366,7 +366,8 @@ def memory_token_cap(costs: LayoutCosts) -> int:
             raise InfeasibleError(
                 f"memory: {layout} needs {memory_text(none.total_bytes)} per GPU for weights, "
                 f"gradients and optimizer, the {costs.used.gpu.name} has "
-                f"{memory_text(capacity)}: use more ranks or a higher tp or pp"
+                f"{memory_text(capacity)}, of which {_FULL_FRACTION:.0%} may be filled: short "
+                f"by {memory_text(-room)}; use more ranks or a higher tp or pp"
             )
         caps.append(1e6 * room / (million.total_bytes - none.total_bytes))
     return max(1, int(min(caps)))

@@ -170,10 +170,11 @@ def _fitting(
         if memory[0].verdict != "oom":
             return layout, memory
     short = memory_text(memory[0].total_bytes - used.gpu.memory_bytes)
+    recompute = "" if layout.recompute == "full" else "layout.recompute full, "
     raise InfeasibleError(
         f"memory: {model.name} with a token_cap of {token_cap} needs "
         f"{memory_text(memory[0].total_bytes)} per GPU at {layout} with zero {layout.zero} and "
         f"{layout.recompute} recompute, the {used.gpu.name} has "
-        f"{memory_text(used.gpu.memory_bytes)}: short by {short}; use more ranks, a smaller "
-        "token_cap, or tp or pp without a profile"
+        f"{memory_text(used.gpu.memory_bytes)}: short by {short}; use {recompute}more ranks, a "
+        "smaller token_cap, or tp or pp without a profile"
     )
