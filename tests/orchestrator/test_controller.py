@@ -178,7 +178,8 @@ def test_a_killed_controller_leaves_a_readable_run_and_no_ranks(
     start: Start, appeared: Appeared
 ) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-2")
+    for rank in range(3):
+        appeared(run.path / f"slow-{rank}")
     owner = run.state().controller
     assert owner is not None
     with EventStore.open(run.events) as store:
