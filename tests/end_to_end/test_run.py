@@ -225,6 +225,15 @@ def test_cancel_saves_the_step_under_way_and_leaves_no_process(
     }
 
 
+def test_a_folder_of_any_name_will_do(tmp_path: Path) -> None:
+    folder = tmp_path / "runs of 'mine' #1 ?a=b%20c $(x)"
+    folder.mkdir()
+    trimtab = Trimtab(folder)
+    code, output = trimtab("submit", str(trimtab.job), "training.num_steps=2", "--wait")
+    assert code == 0, output
+    assert sorted(trimtab.losses()) == [1, 2]
+
+
 def test_secrets_appear_in_no_file_and_no_output(
     trimtab: Trimtab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

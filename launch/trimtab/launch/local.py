@@ -14,16 +14,10 @@ from trimtab.core.job import EnvVar, JobHandle, JobSpec, Request
 from trimtab.core.plan import Layout
 from trimtab.launch import tether
 from trimtab.launch.api import RankExit, Rendezvous, rank_log
+from trimtab.launch.limits import check_runnable
 
 MAX_LOCAL_RANKS: Final = 64
 """More processes than this on one machine are taken for a mistake."""
-
-WORKER_PRECISIONS: Final = ("fp32", "bf16")
-"""What this version's worker computes in."""
-
-_WORKER_ONES: Final = ("tp", "pp", "cp", "ep", "vpp", "zero")
-"""Fields of the layout that must be 1: this version's worker has sequence groups over dp only,
-and always shards the optimizer alone."""
 
 
 class LocalLauncher:
@@ -45,10 +39,11 @@ class LocalLauncher:
         """The request that `start` will carry out; acts on nothing.
 
         Raises:
-            InputError: The worker cannot run the layout or precision, or there are too many
-                ranks for one machine.
+            InputError: The worker cannot run the job, or there are too many ranks for one
+                machine.
         """
-        _check(job, layout=layout)
+        check_runnable(job, layout=layout)
+        _check_size(job)
         threads = max(1, self._num_cores // job.num_ranks)
         return Request(
             handle=handle,
@@ -140,19 +135,7 @@ def _device_environment(job: JobSpec) -> tuple[EnvVar, ...]:
     return ()
 
 
-def _check(job: JobSpec, *, layout: Layout) -> None:
-    for name in _WORKER_ONES:
-        degree = getattr(layout, name)
-        if degree != 1:
-            raise InputError(
-                f"layout.{name}: this version's worker runs {name} = 1 only, got {degree}; set "
-                f"layout.{name}=1 and layout.dp={job.num_ranks} (or leave layout out)"
-            )
-    if job.training.precision not in WORKER_PRECISIONS:
-        raise InputError(
-            f"training.precision: this version's worker computes in "
-            f"{' or '.join(WORKER_PRECISIONS)}, got {job.training.precision!r}"
-        )
+def _check_size(job: JobSpec) -> None:
     if job.num_ranks > MAX_LOCAL_RANKS:
         raise InputError(
             f"num_ranks: expected at most {MAX_LOCAL_RANKS} on one machine, got "

@@ -6,6 +6,7 @@ Torch is imported in `main` only: the signal handler and the planning process co
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from trimtab.launch.runtime.telemetry import Telemetry
 
 
+_PARENT_POLL_S = 1.0
+_ORPHAN_GRACE_S = 120.0
+"""How long a rank may take to save and end after its controller has died."""
+
+
 class StopSignal:
     """Whether SIGTERM has come; the rank stops after its step, at a second one now."""
 
@@ -37,11 +43,29 @@ class StopSignal:
         self.received = True
 
 
+def end_with_parent() -> None:
+    """End this process some time after the one that started it, even from a hung collective.
+
+    The kernel sends SIGTERM when the parent dies, and the rank then stops after its step. Code
+    that never returns to Python never sees that signal.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_S)
+        time.sleep(_ORPHAN_GRACE_S)
+        os._exit(ExitCode.JOB_FAILED)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def main() -> ExitCode:
     """Run one rank to its end."""
     run_dir = Path(sys.argv[1])
     rank = int(os.environ["RANK"])
     stop = StopSignal()
+    end_with_parent()
     warnings.filterwarnings("ignore", module=r"torch\.")
     from trimtab.launch.runtime.telemetry import TelemetrySender
 

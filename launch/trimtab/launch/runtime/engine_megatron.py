@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from trimtab.core.cluster import Precision
-from trimtab.core.errors import InputError
 from trimtab.core.job import TrainingSpec
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
@@ -48,11 +47,7 @@ class MegatronEngine:
     def __init__(
         self, model: ModelSpec, layout: Layout, *, training: TrainingSpec, clock: StepClock
     ) -> None:
-        """Build the model with weights that depend on `training.seed` only.
-
-        Raises:
-            InputError: The layout or precision is one this engine does not run.
-        """
+        """Build the model with weights that depend on `training.seed` only."""
         self.spec = model
         self.precision = training.precision
         self.module = build_model(
@@ -128,11 +123,8 @@ def build_model(
 
     `torch.distributed` must be initialized. The weights depend on the seed alone, not on the
     number of ranks.
-
-    Raises:
-        InputError: The layout, precision or model is one this engine does not run.
+    What it cannot run, `launch.limits` refuses before any rank starts.
     """
-    _check(model, layout, precision=precision)
     if not megatron.parallel_state.is_initialized():
         megatron.parallel_state.initialize_model_parallel()
     megatron.tensor_parallel.model_parallel_cuda_manual_seed(seed)
@@ -157,21 +149,6 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def _check(model: ModelSpec, layout: Layout, *, precision: Precision) -> None:
-    for name in ("tp", "pp", "cp", "ep", "vpp"):
-        if getattr(layout, name) != 1:
-            raise InputError(
-                f"layout.{name}: this version trains with {name} = 1, got "
-                f"{getattr(layout, name)}; sequence groups take the place of cp"
-            )
-    if precision not in _DTYPES:
-        raise InputError(
-            f"training.precision: this version trains in fp32 or bf16, got {precision!r}"
-        )
-    if model.moe is not None:
-        raise InputError("model.moe: this version trains dense models only")
 
 
 def _transformer_config(model: ModelSpec, layout: Layout, *, precision: Precision) -> Any:

@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # torch re-exports it
 
 from trimtab.core.errors import InputError, NoRestartError
 from trimtab.core.events import (
@@ -51,7 +54,7 @@ class RankContext:
     world_size: int
     local_rank: int
     rendezvous: str
-    """A torch.distributed init method: `file:///...` or `tcp://...`."""
+    """Where the ranks meet: the `file://` URL of a file that all of them can reach."""
 
 
 def run_rank(
@@ -376,7 +379,7 @@ def _join(context: RankContext) -> None:
         torch.cuda.set_device(context.local_rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        init_method=context.rendezvous,
+        store=FileStore(url2pathname(urlsplit(context.rendezvous).path), context.world_size),
         rank=context.rank,
         world_size=context.world_size,
     )
