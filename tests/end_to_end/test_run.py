@@ -234,6 +234,15 @@ def test_a_folder_of_any_name_will_do(tmp_path: Path) -> None:
     assert sorted(trimtab.losses()) == [1, 2]
 
 
+def test_a_run_may_end_within_its_warm_up(trimtab: Trimtab) -> None:
+    code, output = trimtab(
+        "submit", str(trimtab.job), "training.num_steps=3", "training.warmup_steps=10", "--wait"
+    )
+    assert code == 0, output
+    rates = [event.learning_rate for event in trimtab.events(StepSummarized)]
+    assert rates == pytest.approx([2e-4, 4e-4, 6e-4])
+
+
 def test_secrets_appear_in_no_file_and_no_output(
     trimtab: Trimtab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from trimtab.core.job import JobSpec
 from trimtab.core.plan import Layout, StepPlan
 from trimtab.launch.plans import PlanAnswer
 from trimtab.launch.runtime import attention, engine_megatron, worker
+from trimtab.launch.runtime.context import RankContext
 
 ENGINE: Any = engine_megatron.MegatronEngine
 ATTENTION: Any = attention
@@ -68,7 +69,7 @@ def main() -> None:
     worker.run_rank(
         serde.from_document(JobSpec, config["job"]),
         Layout(dp=world_size),
-        context=worker.RankContext(
+        context=RankContext(
             rank=rank, world_size=world_size, local_rank=rank, rendezvous=config["rendezvous"]
         ),
         run_dir=out,

@@ -97,7 +97,8 @@ def _run(
     if rank == 0:
         planner = step_planner(job, layout)
         plans = PlanAhead(planner, deadline_s=job.step_planning.deadline_s)
-    from trimtab.launch.runtime.worker import RankContext, run_rank
+    from trimtab.launch.runtime.context import RankContext
+    from trimtab.launch.runtime.worker import run_rank
 
     try:
         run_rank(

@@ -226,8 +226,8 @@ def _cut(
     )
     if not len(document):
         raise InputError(
-            f"{documents.source}: no document of 1 to {limit} tokens; add documents, or change "
-            "data.max_seq_tokens or data.long_documents"
+            f"data source {documents.source!r}: no document of 1 to {limit} tokens; add "
+            "documents, or change data.max_seq_tokens or data.long_documents"
         )
     length = num_inputs[document]
     pieces = -(-length // limit) if long_documents == "split" else np.ones_like(length)

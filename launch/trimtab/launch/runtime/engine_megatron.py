@@ -217,13 +217,14 @@ def _optimizer_config(training: TrainingSpec) -> Any:
 
 
 def _scheduler(optimizer: Any, training: TrainingSpec) -> Any:
+    """The learning-rate schedule; a run may end within its warm-up."""
     return megatron.OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=training.learning_rate,
         min_lr=min(training.min_learning_rate, training.learning_rate),
-        lr_warmup_steps=min(training.warmup_steps, training.num_steps - 1),
-        lr_decay_steps=training.num_steps,
+        lr_warmup_steps=training.warmup_steps,
+        lr_decay_steps=max(training.num_steps, training.warmup_steps + 1),
         lr_decay_style=training.decay,
         start_wd=training.weight_decay,
         end_wd=training.weight_decay,

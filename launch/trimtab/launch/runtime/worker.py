@@ -9,18 +9,13 @@ scales the sum of its token losses by one over the batch's tokens, and gradients
 
 import math
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore  # type: ignore[attr-defined]  # torch re-exports it
 
 from trimtab.core.errors import InputError, NoRestartError
 from trimtab.core.events import (
@@ -39,22 +34,12 @@ from trimtab.launch.plans import StepPlans
 from trimtab.launch.runtime import checkpoint
 from trimtab.launch.runtime.batches import BatchSampler, SequenceSet, open_corpus
 from trimtab.launch.runtime.clock import StepClock
+from trimtab.launch.runtime.context import RankContext, device_peak, join
 from trimtab.launch.runtime.documents import Int64Array
 from trimtab.launch.runtime.engine_megatron import GroupShare, MegatronEngine, device
 from trimtab.launch.runtime.groups import GroupCache
 from trimtab.launch.runtime.packing import pack_share
 from trimtab.launch.runtime.telemetry import Telemetry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankContext:
-    """Which rank this process is, and where the others are found."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    rendezvous: str
-    """Where the ranks meet: the `file://` URL of a file that all of them can reach."""
 
 
 def run_rank(
@@ -82,7 +67,7 @@ def run_rank(
         InputError: The job cannot be run: data, model or checkpoint do not fit.
         NoRestartError: Training has diverged; it would again.
     """
-    _join(context)
+    join(context)
     try:
         trainer = Trainer(
             job, layout, context=context, run_dir=run_dir, plans=plans, telemetry=telemetry
@@ -144,6 +129,7 @@ class Trainer:
                 self._evaluate()
         if self._saved_step < self.finished_steps:
             self._save()
+        _say(f"ends after step {self.finished_steps} of {training.num_steps}")
 
     def _train_step(self, step: int, stop_asked: Callable[[], bool]) -> bool:
         """One step; returns whether any rank was asked to stop."""
@@ -305,6 +291,7 @@ class Trainer:
         )
         self._saved_step = self.finished_steps
         if self._rank == 0:
+            _say(f"step {saved.step}: checkpoint written to {saved.path}")
             self._telemetry.emit(
                 CheckpointSaved(
                     time_s=time.time(),
@@ -332,6 +319,7 @@ class Trainer:
                 "the documents have changed since the checkpoint was written: batches differ",
                 step=loaded.step,
             )
+        _say(f"goes on after step {loaded.step}, from {loaded.path}")
         if self._rank == 0:
             self._telemetry.emit(
                 RunResumed(time_s=time.time(), step=loaded.step, path=str(loaded.path))
@@ -348,7 +336,8 @@ class Trainer:
             )
 
     def _report_start(self, context: RankContext) -> None:
-        name, peak, note = _device_peak(self._job, context)
+        name, peak, note = device_peak(self._job, context)
+        _say(f"rank {context.rank} of {context.world_size} on {socket.gethostname()}: {name}")
         self._telemetry.emit(
             RankStarted(
                 time_s=time.time(),
@@ -373,35 +362,6 @@ class Trainer:
         return bool(votes)
 
 
-def _join(context: RankContext) -> None:
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(context.local_rank)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=FileStore(url2pathname(urlsplit(context.rendezvous).path), context.world_size),
-        rank=context.rank,
-        world_size=context.world_size,
-    )
-
-
-def _device_peak(job: JobSpec, context: RankContext) -> tuple[str, float | None, str]:
-    """Name of this rank's device, its datasheet peak, and where that comes from."""
-    if not torch.cuda.is_available():
-        return "cpu", None, "the device is a CPU, which has no datasheet peak"
-    name = torch.cuda.get_device_name(context.local_rank)
-    gpu, precision = job.cluster.nodes[0].gpu, job.training.precision
-    if not _is_same_device(name, gpu.name):
-        return name, None, f"the cluster file describes {gpu.name}, but the device is {name}"
-    peak = gpu.peak_flop_per_s(precision)
-    if peak is None:
-        return name, None, f"the cluster file gives {gpu.name} no {precision} peak"
-    return name, peak, f"{gpu.name} dense {precision}, from cluster {job.cluster.name!r}"
-
-
-def _is_same_device(found: str, described: str) -> bool:
-    """Whether a driver's name (`NVIDIA H100 80GB HBM3`) and a datasheet's share their model."""
-    models = [
-        set(re.findall(r"[A-Z]{1,3}\d{2,4}", name.upper())) for name in (found, described)
-    ]
-    return bool(models[0] & models[1])
+def _say(line: str) -> None:
+    """A line for the rank's log."""
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
