@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.core.errors import InfeasibleError, InputError
-from trimtab.core.job import DataSource, DataSpec, JobSpec
+from trimtab.core.job import CheckpointSpec, DataSource, DataSpec, JobSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import DegreeBandwidth, StepProfile
 from trimtab.launch.runtime.batches import BatchSampler, open_corpus
@@ -147,3 +148,37 @@ def test_missing_data_are_refused_whatever_the_tokenizer(job: JobSpec) -> None:
         data = replace(job.data, sources=(source,), tokenizer=tokenizer)
         with pytest.raises(InputError, match=r"data\.sources\.path: /no/documents does not"):
             preflight.check_inputs(replace(job, data=data), LAYOUT)
+
+
+def test_start_weights_must_be_there_and_of_the_same_model(
+    job: JobSpec, tmp_path: Path
+) -> None:
+    folder = tmp_path / "weights"
+    starting = replace(job, checkpoint=CheckpointSpec(start_from=str(folder)))
+    model = job.model
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": model.num_layers,
+        "hidden_size": model.hidden,
+        "intermediate_size": model.ffn_hidden,
+        "num_attention_heads": model.num_heads,
+        "vocab_size": model.vocab,
+    }
+
+    def refusal() -> str:
+        with pytest.raises(InputError, match=r"^checkpoint\.start_from: ") as caught:
+            preflight.check_inputs(starting, LAYOUT)
+        return str(caught.value)
+
+    assert "expected a Hugging Face folder" in refusal()
+    folder.mkdir()
+    assert "config.json: no such file" in refusal()
+    written = folder / "config.json"
+    written.write_text(json.dumps(config | {"model_type": "bert"}))
+    assert "model_type 'bert'; expected one of llama" in refusal()
+    written.write_text(json.dumps(config | {"hidden_size": 7}))
+    assert f"hidden_size = 7, but the job's model has {model.hidden}" in refusal()
+    written.write_text(json.dumps(config))
+    assert "neither model.safetensors nor" in refusal()
+    (folder / "model.safetensors").touch()
+    assert preflight.check_inputs(starting, LAYOUT) is not None

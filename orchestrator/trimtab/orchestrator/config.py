@@ -84,7 +84,7 @@ def load_cluster(path: str | Path) -> ClusterSpec:
         InputError: The file is missing or malformed, or a key or value is wrong.
     """
     path = Path(path)
-    document = _plain(_read_yaml(path), source=str(path))
+    document = read_mapping(path)
     try:
         return cluster_from_document(document)
     except InputError as error:
@@ -111,7 +111,7 @@ def load_profile(path: str | Path) -> StepProfile:
         InputError: The file is missing or malformed, or a key or value is wrong.
     """
     path = Path(path)
-    document = _plain(_read_yaml(path), source=str(path))
+    document = read_mapping(path)
     try:
         return profile_from_document(document)
     except InputError as error:
@@ -135,6 +135,15 @@ def read_text(path: Path) -> str:
             f"{path}: expected UTF-8 text, got byte 0x{error.object[error.start]:02x} at "
             f"offset {error.start}"
         ) from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML or JSON file.
+
+    Raises:
+        InputError: The file is missing or malformed, or holds something else.
+    """
+    return _plain(_read_yaml(path), source=str(path))
 
 
 def _job(document: dict[str, Any], *, folder: Path) -> JobSpec:
@@ -230,14 +239,14 @@ def _read_reference(key: str, text: str, *, folder: Path, source: str) -> Any:
             document, found = _read_model(target)
             name = found.resolve().parent.name
             return {"name": name, **document} if is_hf_config(document) else document
-        return _plain(_read_yaml(target), source=str(target))
+        return read_mapping(target)
     except InputError as error:
         raise InputError(f"{source}: {key}: {error}") from error
 
 
 def _read_model(path: Path) -> tuple[dict[str, Any], Path]:
     found = path / "config.json" if path.is_dir() else path
-    return _plain(_read_yaml(found), source=str(found)), found
+    return read_mapping(found), found
 
 
 def _read_yaml(path: Path) -> Any:

@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Final
 
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.job import BYTE_TOKENIZER, DataSpec, JobSpec
+from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
+from trimtab.orchestrator.config import read_mapping
 from trimtab.orchestrator.step_planning import StepPlanner, step_planner
 
 if TYPE_CHECKING:
     from trimtab.launch.runtime.batches import BatchSampler, Corpus
 
 _SAMPLED_STEPS: Final = 32
+_START_TYPES: Final = ("llama", "mistral", "qwen2")
+"""Model types whose weights `trimtab.launch.runtime.huggingface`, which needs torch, loads."""
+_START_FILES: Final = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +47,8 @@ def check_inputs(job: JobSpec, layout: Layout) -> KnownLengths | None:
             for the evaluation, or there is nothing to plan steps with.
         InfeasibleError: A sequence is, or may be, longer than any group can hold.
     """
-    start_from = job.checkpoint.start_from
-    if start_from is not None and not Path(start_from).is_dir():
-        raise InputError(
-            f"checkpoint.start_from: expected a Hugging Face folder, but {start_from} is none"
-        )
+    if job.checkpoint.start_from is not None:
+        _check_start(Path(job.checkpoint.start_from), job.model)
     lengths = known_lengths(job)
     planner = step_planner(job, layout)
     if lengths is None:
@@ -54,6 +56,39 @@ def check_inputs(job: JobSpec, layout: Layout) -> KnownLengths | None:
     else:
         planner.fallback([lengths.longest])
     return lengths
+
+
+def _check_start(folder: Path, model: ModelSpec) -> None:
+    """Raise where a folder of start weights is plainly of another model, or not whole."""
+    field = "checkpoint.start_from"
+    if not folder.is_dir():
+        raise InputError(f"{field}: expected a Hugging Face folder, but {folder} is none")
+    try:
+        config = read_mapping(folder / "config.json")
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
+    if config.get("model_type") not in _START_TYPES:
+        raise InputError(
+            f"{field}: {folder / 'config.json'} has model_type {config.get('model_type')!r}; "
+            f"expected one of {', '.join(_START_TYPES)}"
+        )
+    for key, ours in (
+        ("num_hidden_layers", model.num_layers),
+        ("hidden_size", model.hidden),
+        ("intermediate_size", model.ffn_hidden),
+        ("num_attention_heads", model.num_heads),
+        ("vocab_size", model.vocab),
+    ):
+        if config.get(key) != ours:
+            raise InputError(
+                f"{field}: {folder / 'config.json'} has {key} = {config.get(key)}, but the "
+                f"job's model has {ours}; describe the same model"
+            )
+    if not any((folder / name).is_file() for name in _START_FILES):
+        raise InputError(
+            f"{field}: {folder} has neither {' nor '.join(_START_FILES)}; download the "
+            "safetensors files of the model"
+        )
 
 
 def known_lengths(job: JobSpec) -> KnownLengths | None:
