@@ -17,6 +17,12 @@ def test_only_the_words_of_the_attempt_count(tmp_path: Path) -> None:
     assert last_words(log, attempt=2) == "new"
 
 
+def test_only_the_words_after_a_place_count(tmp_path: Path) -> None:
+    log = tmp_path / "controller.log"
+    log.write_text("old\nnew\n")
+    assert last_words(log, start=4) == "new"
+
+
 def test_a_log_of_any_bytes_and_size_is_read(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"\xff\x00" * 10_000_000)

@@ -13,6 +13,7 @@ from trimtab.core.errors import (
     InputError,
     JobFailedError,
     MissingExtraError,
+    RunDirError,
 )
 from trimtab.core.events import AttemptStarted, CheckpointSaved, RunResumed, StepSummarized
 from trimtab.core.job import CheckpointSpec, JobSpec, JobState, TelemetrySpec
@@ -22,6 +23,7 @@ from trimtab.launch.local import LocalLauncher
 from trimtab.monitor import sinks
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import submission
+from trimtab.orchestrator.cli.main import main
 from trimtab.orchestrator.rundir import START_TIMEOUT_S, RunDir, RunState
 from trimtab.orchestrator.submission import (
     PreparedJob,
@@ -250,6 +252,31 @@ def test_a_finished_run_needs_more_steps_to_go_on(start: Start, ended: Ended) ->
     ):
         prepare_resume(run)
     assert prepare_resume(run, ["training.num_steps=4"]).attempt == 2
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], []])
+def test_a_run_with_a_damaged_event_store_is_not_resumed_and_not_changed(
+    start: Start, ended: Ended, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(num_steps=2)
+    ended(run)
+    run.events.write_text("garbage\n")
+    files = [p for p in run.path.rglob("*") if p.is_file() and p != run.lock]
+    before = {path: path.read_bytes() for path in files}
+    resume = ["submit", "--resume", run.job_id, "training.num_steps=4", *arguments]
+    assert main(resume) == 2
+    message = capsys.readouterr().err
+    assert "move events.db aside to go on without its history" in message
+    assert message.count("\n") == 1
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_a_run_without_its_folder_of_logs_is_not_resumed(start: Start, ended: Ended) -> None:
+    run = start(num_steps=2)
+    ended(run)
+    run.logs.rename(run.path / "elsewhere")
+    with pytest.raises(RunDirError, match="logs: expected a folder that can be written"):
+        prepare_resume(run, ["training.num_steps=4"])
 
 
 def test_cancelling_ends_a_run_once(start: Start, ended: Ended, appeared: Appeared) -> None:

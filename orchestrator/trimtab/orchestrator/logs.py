@@ -14,14 +14,15 @@ _SHORTEST_SECRET: Final = 8
 """A shorter value (`1`, `true`) would blot out innocent text."""
 
 
-def last_words(path: Path, *, attempt: int | None = None) -> str:
+def last_words(path: Path, *, attempt: int | None = None, start: int = 0) -> str:
     """The last lines of a log, secrets blotted out; empty where there are none.
 
     Args:
         path: The log.
         attempt: Only what was written since this attempt began.
+        start: Only what follows this many bytes.
     """
-    text = _tail_bytes(path).decode(errors="replace")
+    text = _tail_bytes(path, start=start).decode(errors="replace")
     if attempt is not None:
         _, found, since = text.rpartition(attempt_line(attempt))
         text = since.partition("\n")[2] if found else text
@@ -38,11 +39,11 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def _tail_bytes(path: Path) -> bytes:
+def _tail_bytes(path: Path, *, start: int) -> bytes:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
+            file.seek(max(start, size - _TAIL_BYTES))
             return file.read()
     except OSError:
         return b""

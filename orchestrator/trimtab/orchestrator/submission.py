@@ -26,12 +26,15 @@ from trimtab.core.errors import (
     InputError,
     JobFailedError,
     MissingExtraError,
+    RunDirError,
     unknown_name_message,
 )
+from trimtab.core.events import CheckpointSaved
 from trimtab.core.job import JobHandle, JobSpec, JobState, Request, SchedulerName
 from trimtab.core.plan import JobPlan, Layout
 from trimtab.launch.api import Launcher
 from trimtab.launch.local import LocalLauncher
+from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import run_lock
 from trimtab.orchestrator.logs import last_words
 from trimtab.orchestrator.rundir import (
@@ -111,6 +114,7 @@ def prepare_resume(
     Raises:
         InputError: The run is still running or has nothing left to do, or an override is not
             allowed.
+        RunDirError: Its directory is damaged, or cannot be written.
     """
     state = run.observed(time.time())
     request = run.request()
@@ -127,6 +131,7 @@ def prepare_resume(
             f"{run.handle} has done all its {request.job.training.num_steps} steps; to go on, "
             "add training.num_steps=MORE"
         )
+    _check_can_go_on(run)
     launcher = launcher or launcher_of(run.handle)
     return PreparedJob(
         request=launcher.prepare(
@@ -168,8 +173,10 @@ def submit_prepared(prepared: PreparedJob) -> RunDir:
             _check_is_next(run, prepared.attempt)
             run.write_request(request)
             run.write_state(state)
+        log = run.controller_log
+        log_start = log.stat().st_size if log.exists() else 0
         controller = _spawn_controller(run, lock_fd=lock_fd)
-    _wait_until_up(run, controller)
+    _wait_until_up(run, controller, log_start=log_start)
     return run
 
 
@@ -278,6 +285,25 @@ def _check_packages() -> None:
             )
 
 
+def _check_can_go_on(run: RunDir) -> None:
+    """Refuse what the next attempt's controller could not go on with, before it is begun."""
+    for path in (run.path, run.logs, run.checkpoints):
+        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+            raise RunDirError(f"{path}: expected a folder that can be written")
+    for path in (run.events, run.controller_log, run.lock):
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+            raise RunDirError(f"{path}: expected a file that can be read and written")
+    if not run.events.exists():
+        return
+    try:
+        with EventStore.open(run.events) as store:
+            store.latest(CheckpointSaved)
+    except RunDirError as error:
+        raise RunDirError(
+            f"{error}; move events.db aside to go on without its history"
+        ) from error
+
+
 def _check_is_next(run: RunDir, attempt: int) -> None:
     last = run.state().attempt
     if attempt != last + 1:
@@ -312,7 +338,7 @@ def _spawn_controller(run: RunDir, *, lock_fd: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def _wait_until_up(run: RunDir, controller: subprocess.Popen[bytes]) -> None:
+def _wait_until_up(run: RunDir, controller: subprocess.Popen[bytes], *, log_start: int) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         has_ended = controller.poll() is not None
@@ -323,7 +349,7 @@ def _wait_until_up(run: RunDir, controller: subprocess.Popen[bytes]) -> None:
             error = InputError if state.exit_code == ExitCode.USAGE else JobFailedError
             raise error(state.reason)
         if has_ended:
-            words = last_words(run.controller_log) or "it said nothing"
+            words = last_words(run.controller_log, start=log_start) or "it said nothing"
             reason = f"the controller of {run.handle} did not start: {words}"
             code = int(ExitCode.JOB_FAILED)
             run.write_state(
