@@ -134,6 +134,21 @@ def test_a_running_job_is_101_until_it_is_cancelled_then_103(
     assert "has already ended (cancelled)" in capsys.readouterr().out
 
 
+def test_a_second_cancel_says_that_it_ends_the_job_at_once(
+    start: Start, ended: Ended, appeared: Appeared, capsys: Capture
+) -> None:
+    run = start("0:deaf:2")
+    appeared(run.path / "deaf")
+    assert main(["cancel", run.job_id]) == 0
+    assert "its ranks write a checkpoint and end" in capsys.readouterr().out
+    while run.state().cancelled_s is None:
+        time.sleep(0.02)
+    assert main(["cancel", run.job_id]) == 0
+    said = "second cancel: ending at once, without a checkpoint\n"
+    assert capsys.readouterr().out == said
+    assert "a second cancel ended it at once" in ended(run).reason
+
+
 def test_logs_are_those_of_all_ranks_or_of_one(
     start: Start, ended: Ended, capsys: Capture
 ) -> None:

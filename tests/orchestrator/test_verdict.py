@@ -165,6 +165,24 @@ def test_a_cancelled_job_is_cancelled_even_if_a_rank_had_to_be_killed(course: Co
     assert verdict.reason.startswith("cancelled after step 7; rank 1 was killed by SIGKILL")
 
 
+def test_a_second_cancel_is_what_ended_the_ranks_it_killed(course: Course) -> None:
+    course.note(finished(7))
+    course.note(exited(1, signal="SIGKILL"))
+    verdict = course.verdict(stop=None, cancelled=True, asked_s=5.0, ended_at_once=True)
+    assert verdict.reason.startswith(
+        "cancelled after step 7; a second cancel ended it at once, without a checkpoint; there"
+    )
+
+
+def test_a_second_cancel_after_the_ranks_have_ended_cleanly_ended_nothing(
+    course: Course,
+) -> None:
+    course.note(finished(7))
+    course.note(exited(1, code=0))
+    verdict = course.verdict(stop=None, cancelled=True, asked_s=5.0, ended_at_once=True)
+    assert verdict.reason.startswith("cancelled after step 7; there is no checkpoint")
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -72,6 +72,7 @@ class Controller:
         if earlier is not None:
             self._course.note_earlier_checkpoint(earlier.step)
         self._num_cancels = 0
+        self._is_cancel_told = False
         self._stop: StopJob | None = None
         self._asked_s: float | None = None
         """When the ranks were asked to stop (wall clock)."""
@@ -111,6 +112,7 @@ class Controller:
         verdict = self._course.verdict(
             stop=self._stop,
             cancelled=self._num_cancels > 0,
+            ended_at_once=self._num_cancels > 1,
             asked_s=self._asked_s,
         )
         self.finish(verdict)
@@ -148,6 +150,11 @@ class Controller:
         if self._num_cancels and self._kill_at_s is None:
             self._say("cancelling: the ranks write a checkpoint and end")
             self._ask_to_stop(ranks, kill_at_s=now_s + CANCEL_GRACE_S)
+        if self._num_cancels and not self._is_cancel_told:
+            self._is_cancel_told = True
+            reason = "cancelling: its ranks write a checkpoint and end"
+            state = replace(self._run.state(), cancelled_s=time.time(), reason=reason)
+            self._run.write_state(state)
         if self._num_cancels > 1 or (self._kill_at_s is not None and now_s > self._kill_at_s):
             ranks.kill()
 

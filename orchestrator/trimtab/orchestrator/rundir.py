@@ -54,6 +54,8 @@ class RunState:
     submitted_s: float
     """When this attempt was submitted, in seconds since the Unix epoch; so the others."""
     started_s: float | None = None
+    cancelled_s: float | None = None
+    """When its controller was first asked to end it."""
     finished_s: float | None = None
     controller: ProcessId | None = None
     exit_code: int | None = None

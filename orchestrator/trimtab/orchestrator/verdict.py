@@ -95,7 +95,12 @@ class Course:
                 return
 
     def verdict(
-        self, *, stop: StopJob | None, cancelled: bool, asked_s: float | None
+        self,
+        *,
+        stop: StopJob | None,
+        cancelled: bool,
+        asked_s: float | None,
+        ended_at_once: bool = False,
     ) -> Verdict:
         """The verdict, once no rank runs any more.
 
@@ -103,9 +108,10 @@ class Course:
             stop: What the monitor asked for, if it did.
             cancelled: A person asked for the end.
             asked_s: When the ranks were sent SIGTERM; how they end after it explains little.
+            ended_at_once: A second cancel had the ranks that still ran killed.
         """
         if cancelled:
-            return self._cancelled()
+            return self._cancelled(ended_at_once=ended_at_once)
         root = root_cause(self._exits, asked_s=asked_s)
         if root is not None:
             return self._failed_by(root)
@@ -124,10 +130,12 @@ class Course:
             exit_code=ExitCode.OK,
         )
 
-    def _cancelled(self) -> Verdict:
+    def _cancelled(self, *, ended_at_once: bool) -> Verdict:
         failed = [event for event in self._exits if event.exit_code != 0]
         trouble = ""
-        if failed:
+        if ended_at_once and any(event.signal == "SIGKILL" for event in failed):
+            trouble = "; a second cancel ended it at once, without a checkpoint"
+        elif failed:
             first = failed[0]
             trouble = f"; rank {first.rank} {_manner(first)} instead of stopping cleanly"
         reason = f"cancelled after step {self._last_step}{trouble}; {self._way_on()}"

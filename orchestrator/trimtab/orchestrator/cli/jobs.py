@@ -107,9 +107,9 @@ def cancel(
     if state.state.is_final:
         typer.echo(f"{run.handle} has already ended ({state.state.value})", err=json_output)
     else:
-        typer.echo(
-            f"cancelling {run.handle}: its ranks write a checkpoint and end", err=json_output
-        )
+        first = f"cancelling {run.handle}: its ranks write a checkpoint and end"
+        second = "second cancel: ending at once, without a checkpoint"
+        typer.echo(first if state.cancelled_s is None else second, err=json_output)
         if wait:
             state = progress.wait(run)
             typer.echo(f"{state.state.value}: {state.reason}", err=json_output)
