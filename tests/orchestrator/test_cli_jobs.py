@@ -14,6 +14,7 @@ import pytest
 
 from trimtab.core import serde
 from trimtab.core.job import Request
+from trimtab.orchestrator import run_lock
 from trimtab.orchestrator.cli.logs import _Reader
 from trimtab.orchestrator.cli.main import main
 from trimtab.orchestrator.rundir import RunDir, RunState
@@ -198,6 +199,54 @@ def test_the_list_is_newest_first_and_survives_broken_runs(
 def test_an_empty_list_says_how_to_start(runs: Path, capsys: Capture) -> None:
     assert main(["list"]) == 0
     assert "trimtab submit JOB.yaml" in capsys.readouterr().out
+
+
+def test_status_shows_what_it_knows_of_a_run_with_a_damaged_event_store(
+    start: Start, ended: Ended, capsys: Capture
+) -> None:
+    run = start(num_steps=2)
+    ended(run)
+    with run_lock.held(run):  # no process has the store open any more
+        run.events.write_text("garbage\n")
+    assert main(["status", run.job_id]) == 0
+    printed = capsys.readouterr()
+    assert "all 2 steps are done" in printed.out
+    assert printed.err.startswith(f"warning: {run.events}: expected an event store, but")
+    assert main(["status", run.job_id, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["state"] == "succeeded"
+    assert document["step"] is None
+    assert "expected an event store" in document["warning"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["status", "x"], ["submit", "JOB", "--dry-run"], ["submit", "JOB"]]
+)
+def test_a_file_in_the_place_of_the_runs_is_told_with_the_variable_that_names_it(
+    arguments: list[str], job_file: Path, runs: Path, capsys: Capture
+) -> None:
+    runs.write_text("")
+    assert main([str(job_file) if a == "JOB" else a for a in arguments]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {runs}: expected the folder of the runs, but this is not a folder; set "
+        "TRIMTAB_RUNS_DIR to one that can be written\n"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+def test_runs_of_others_are_one_line_and_exit_2(
+    mode: int, start: Start, ended: Ended, runs: Path, capsys: Capture
+) -> None:
+    ended(start(num_steps=1))
+    runs.chmod(mode)
+    try:
+        code = main(["list"])
+    finally:
+        runs.chmod(0o700)
+    printed = capsys.readouterr()
+    assert "Permission denied" in printed.out + printed.err
+    assert code == (2 if mode == 0 else 0)
 
 
 def test_resuming_takes_overrides_and_no_job_file(

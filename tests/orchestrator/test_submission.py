@@ -22,7 +22,7 @@ from trimtab.core.profile import DegreeBandwidth, StepProfile
 from trimtab.launch.local import LocalLauncher
 from trimtab.monitor import sinks
 from trimtab.monitor.store import EventStore
-from trimtab.orchestrator import submission
+from trimtab.orchestrator import run_lock, submission
 from trimtab.orchestrator.cli.main import main
 from trimtab.orchestrator.rundir import START_TIMEOUT_S, RunDir, RunState
 from trimtab.orchestrator.submission import (
@@ -260,7 +260,8 @@ def test_a_run_with_a_damaged_event_store_is_not_resumed_and_not_changed(
 ) -> None:
     run = start(num_steps=2)
     ended(run)
-    run.events.write_text("garbage\n")
+    with run_lock.held(run):  # no process has the store open any more
+        run.events.write_text("garbage\n")
     files = [p for p in run.path.rglob("*") if p.is_file() and p != run.lock]
     before = {path: path.read_bytes() for path in files}
     resume = ["submit", "--resume", run.job_id, "training.num_steps=4", *arguments]

@@ -98,6 +98,8 @@ class RunDir:
             run.logs.mkdir()
             run.checkpoints.mkdir()
         except OSError as error:
+            if run.path.parent.exists() and not run.path.parent.is_dir():
+                raise RunDirError(_not_a_folder(run.path.parent)) from error
             raise RunDirError(
                 f"{run.path}: cannot make the run directory: {error.strerror}; set "
                 "TRIMTAB_RUNS_DIR to a folder that can be written"
@@ -116,7 +118,7 @@ class RunDir:
             RunDirError: It was written by another version, or its state is damaged.
         """
         run = cls(path.absolute())
-        if not run._state_path.is_file():
+        if not run._has_state():
             raise NoSuchRunError(f"{path}: expected a run directory, but it has no state.json")
         run.state()
         return run
@@ -185,6 +187,12 @@ class RunDir:
         """Replace `state.json`: a reader sees the old or the new one, never half of one."""
         _write(self._state_path, serde.to_json(state, indent=2) + "\n")
 
+    def _has_state(self) -> bool:
+        try:
+            return self._state_path.is_file()
+        except OSError as error:
+            raise RunDirError(f"{self.path}: cannot be read: {error.strerror}") from error
+
     @property
     def _request_path(self) -> Path:
         return self.path / "request.json"
@@ -207,11 +215,23 @@ def runs_root() -> Path:
 
 
 def run_ids(root: Path) -> list[str]:
-    """Ids of all runs under `root`, newest first: an id begins with its time."""
-    if not root.is_dir():
+    """Ids of all runs under `root`, newest first: an id begins with its time.
+
+    Raises:
+        RunDirError: `root` is not a folder, or cannot be read.
+    """
+    try:
+        names = [path.name for path in root.iterdir()]
+    except FileNotFoundError:
         return []
-    with os.scandir(root) as entries:
-        return sorted((e.name for e in entries if not e.name.startswith(".")), reverse=True)
+    except NotADirectoryError as error:
+        raise RunDirError(_not_a_folder(root)) from error
+    except OSError as error:
+        raise RunDirError(
+            f"{root}: the folder of the runs cannot be read: {error.strerror}; set "
+            "TRIMTAB_RUNS_DIR to another"
+        ) from error
+    return sorted((name for name in names if not name.startswith(".")), reverse=True)
 
 
 def list_runs(root: Path, *, limit: int) -> Iterator[tuple[str, RunState | RunDirError]]:
@@ -226,13 +246,14 @@ def list_runs(root: Path, *, limit: int) -> Iterator[tuple[str, RunState | RunDi
         if limit and num_found == limit:
             return
         run = RunDir(root / job_id)
-        if not run._state_path.is_file():
-            continue
-        num_found += 1
         try:
-            yield job_id, run.state()
+            if not run._has_state():
+                continue
+            found: RunState | RunDirError = run.state()
         except RunDirError as error:
-            yield job_id, error
+            found = error
+        num_found += 1
+        yield job_id, found
 
 
 def find_run(text: str, *, root: Path | None = None) -> RunDir:
@@ -247,13 +268,13 @@ def find_run(text: str, *, root: Path | None = None) -> RunDir:
         InputError: The beginning fits several.
         RunDirError: It was written by another version, or is damaged.
     """
-    root = root or runs_root()
     if "://" in text:
         text = JobHandle.parse(text).job_id
     elif os.sep in text or text in (".", ".."):
         return RunDir.open(Path(text))
     if not text:
         raise InputError("handle: expected local://ID, an id or a run directory, got nothing")
+    root = root or runs_root()
     ids = run_ids(root)
     matches = [text] if text in ids else [name for name in ids if name.startswith(text)]
     if len(matches) == 1:
@@ -263,6 +284,13 @@ def find_run(text: str, *, root: Path | None = None) -> RunDir:
             f"handle: {text!r} is the beginning of {len(matches)} runs: {_some(matches)}"
         )
     raise NoSuchRunError(_no_such_run(text, ids=ids, root=root))
+
+
+def _not_a_folder(root: Path) -> str:
+    return (
+        f"{root}: expected the folder of the runs, but this is not a folder; set "
+        "TRIMTAB_RUNS_DIR to one that can be written"
+    )
 
 
 def _no_such_run(text: str, *, ids: list[str], root: Path) -> str:

@@ -43,6 +43,7 @@ from trimtab.orchestrator.rundir import (
     RunIdTakenError,
     RunState,
     request_text,
+    run_ids,
     runs_root,
 )
 
@@ -91,8 +92,10 @@ def prepare_job(
         InputError: The worker cannot run the job, or its data are missing or empty.
         InfeasibleError: The model does not fit the cluster in a layout the worker can run, or
             a sequence is longer than any group can hold.
+        RunDirError: `root` is not a folder, or cannot be read.
     """
     root = (root or runs_root()).absolute()
+    run_ids(root)  # raises where it is no folder of runs
     handle = new_handle(job.name, root=root)
     launcher = launcher or launcher_of(handle)
     layout = job.layout or Layout(dp=job.num_ranks)

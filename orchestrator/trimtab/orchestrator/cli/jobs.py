@@ -17,6 +17,15 @@ __all__ = ["cancel", "list_jobs", "logs", "status", "submit"]
 
 _HANDLE = "local://ID, an id, the beginning of one, or a run directory."
 _NAME_WIDTH = 32
+_COURSE_FIELDS = (
+    "num_steps",
+    "step",
+    "loss",
+    "step_s",
+    "tokens_per_s",
+    "checkpoint_step",
+    "checkpoint_path",
+)
 
 
 def submit(
@@ -82,7 +91,7 @@ def status(
 
     run = find_run(handle)
     state = run.observed(time.time())
-    document = _document(run, state) | _course(run)
+    document = _document(run, state) | _course_or_warning(run)
     if json_output:
         print_json(document)
     else:
@@ -205,20 +214,23 @@ def _document(run: "RunDir", state: "RunState") -> dict[str, Any]:
     return state_document(run.job_id, state, run_dir=run.path)
 
 
+def _course_or_warning(run: "RunDir") -> dict[str, Any]:
+    """How far a run has come; where that cannot be read, a warning that says why."""
+    from trimtab.core.errors import RunDirError
+
+    unknown = dict.fromkeys(_COURSE_FIELDS) | {"warning": None}
+    try:
+        return unknown | _course(run)
+    except RunDirError as error:
+        return unknown | {"warning": str(error)}
+
+
 def _course(run: "RunDir") -> dict[str, Any]:
-    """How far a run has come, from its events."""
+    """How far a run has come, from its request and events."""
     from trimtab.core.events import CheckpointSaved, StepSummarized
     from trimtab.monitor.store import EventStore
 
-    course: dict[str, Any] = {
-        "num_steps": run.request().job.training.num_steps,
-        "step": 0,
-        "loss": None,
-        "step_s": None,
-        "tokens_per_s": None,
-        "checkpoint_step": None,
-        "checkpoint_path": None,
-    }
+    course: dict[str, Any] = {"num_steps": run.request().job.training.num_steps, "step": 0}
     if not run.events.exists():
         return course
     with EventStore.open(run.events) as store:
@@ -241,9 +253,10 @@ def _print_status(document: dict[str, Any]) -> None:
         "why": printable(document["reason"]),
         "attempt": document["attempt"],
         "ranks": document["num_ranks"],
-        "step": f"{document['step']} of {document['num_steps']}",
         "submitted": _clock_text(document["submitted_s"]),
     }
+    if document["warning"] is None:
+        lines["step"] = f"{document['step']} of {document['num_steps']}"
     if document["loss"] is not None:
         lines["loss"] = f"{document['loss']:.4f}"
         lines["step time"] = duration_text(document["step_s"])
@@ -258,6 +271,8 @@ def _print_status(document: dict[str, Any]) -> None:
     for name, text in lines.items():
         if text != "":
             typer.echo(f"  {name:<14} {text}")
+    if document["warning"] is not None:
+        typer.echo(f"warning: {printable(document['warning'])}", err=True)
 
 
 def _print_list(runs: list[dict[str, Any]]) -> None:
