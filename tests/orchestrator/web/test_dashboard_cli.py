@@ -47,7 +47,9 @@ def test_a_busy_port_ends_with_one_line_and_exit_2(
         port = str(taken.getsockname()[1])
         code = main(["dashboard", "--runs-dir", str(sample.root), "--port", port, "--no-open"])
     assert code == 2
-    assert capsys.readouterr().err == (
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
         f"error: --port: cannot listen on port {port} of 127.0.0.1: Address already in use; "
         "give another with --port (0 takes any free one)\n"
     )
@@ -58,6 +60,15 @@ def test_an_unknown_run_is_refused_before_anything_is_served(
 ) -> None:
     assert main(["dashboard", "local://no-such-run", "--runs-dir", str(sample.root)]) == 102
     assert "there is no run 'no-such-run'" in capsys.readouterr().err
+
+
+def test_a_run_with_a_damaged_event_store_is_refused_before_anything_is_served(
+    sample: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sample.dir.path / "events.db").write_text("garbage\n")
+    arguments = [sample.job_id, "--runs-dir", str(sample.root), "--port", "0", "--no-open"]
+    assert main(["dashboard", *arguments]) == 2
+    assert "events.db: expected an event store, but" in capsys.readouterr().err
 
 
 def test_without_a_run_it_lists_runs_and_shows_the_newest_until_ctrl_c(sample: Any) -> None:

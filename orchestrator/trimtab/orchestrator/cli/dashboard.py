@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from trimtab.core.errors import MissingExtraError, RunDirError
-from trimtab.orchestrator.rundir import RunState, find_run, list_runs, runs_root
+from trimtab.orchestrator.rundir import RunDir, RunState, find_run, list_runs, runs_root
 
 _MAX_PRINTED_RUNS = 10
 
@@ -47,9 +47,8 @@ def dashboard(
     job_id = None
     if run is not None:
         run_dir = find_run(run, root=root)
+        _check_whole(run_dir)
         root, job_id = run_dir.path.parent, run_dir.job_id
-    else:
-        job_id = _print_runs(root)
     _serve(root, job_id, host=host, port=port, open_browser=open_browser)
 
 
@@ -63,6 +62,7 @@ def _serve(
             f"the dashboard needs the package {error.name}; pip install 'trimtab[monitor]'"
         ) from error
     with bind(host, port) as listener:
+        job_id = job_id or _print_runs(root)
         address = f"[{host}]" if ":" in host else host
         page = f"/runs/{job_id}" if job_id else "/"
         url = f"http://{address}:{listener.getsockname()[1]}{page}"
@@ -77,6 +77,15 @@ def _serve(
             webbrowser.open(url)
         with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
             make_server(root, host=host).run(sockets=[listener])
+
+
+def _check_whole(run: RunDir) -> None:
+    """Refuse a damaged run before its page is served, which could only say the same."""
+    from trimtab.monitor.store import EventStore
+
+    run.request()
+    if run.events.is_file():
+        EventStore.open(run.events).close()
 
 
 def _print_runs(root: Path) -> str | None:
