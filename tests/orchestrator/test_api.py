@@ -197,3 +197,12 @@ def test_a_range_beyond_the_file_is_refused(tmp_path: Path) -> None:
 def test_a_layout_given_whole_is_planned_whole() -> None:
     job = api.load_job(CONFIGS / "gpt-7b.yaml", ["training.global_batch_seqs=64"])
     assert api.plan(job, lengths=[500] * 64).layout == Layout(dp=64, zero=3)
+
+
+def test_a_batch_too_large_to_plan_is_refused_at_once() -> None:
+    job = api.load_job(
+        CONFIGS / "llama-3-8b.yaml", ["training.global_batch_seqs=1000000000000"]
+    )
+    message = "at most 1,000,000 sequences can be planned, got 1,000,000,000,000"
+    with pytest.raises(InputError, match=message):
+        api.plan(job)

@@ -114,6 +114,7 @@ def test_the_drawing_shows_groups_over_ranks(
         ("50000\n", ["--gpus", "4"], "50000"),
         ("5\n", ["--gpus", "0"], "--gpus: expected a whole number >= 1, got 0"),
         ("5\n", ["--gpus", "-8"], "--gpus: expected a whole number >= 1, got -8"),
+        ("5\n", ["--gpus", "1000001"], "--gpus: at most 1,000,000 can be planned, got 1000001"),
         ("5\n", ["--batch", "1"], "--batch: expected START:END with 0 <= START < END, got '1'"),
         ("5\n", ["--batch", "3:2"], "got '3:2'"),
         ("5\n", ["--batch", "0:2"], "it has 1 lines, got the range 0:2"),

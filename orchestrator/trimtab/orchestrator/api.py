@@ -47,6 +47,8 @@ __all__ = [
 ]
 
 _MOST_DIGITS = 15
+_MOST_SEQUENCES = 1_000_000
+"""Of a planned batch, which is held as a list: planning then takes about a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,9 +239,15 @@ def planning_batch(job: JobSpec, lengths: Sequence[int] | None = None) -> Planni
     too few documents are taken again from the first.
 
     Raises:
-        InputError: `lengths` is empty, or no document is left after dropping.
+        InputError: `lengths` is empty, no document is left after dropping, or the batch has
+            over 1,000,000 sequences.
     """
     num_sequences = job.training.global_batch_seqs
+    if num_sequences > _MOST_SEQUENCES:
+        raise InputError(
+            f"training.global_batch_seqs: at most {_MOST_SEQUENCES:,} sequences can be "
+            f"planned, got {num_sequences:,}"
+        )
     longest = job.data.max_seq_tokens
     if lengths is None:
         return PlanningBatch(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trimtab.core.plan import StepPlan, Wave
     from trimtab.core.profile import StepProfile
 
+_MOST_GPUS = 1_000_000
 _DRAWN_WAVES = 12
 _RANKS_A_LINE = 64
 _MOST_DRAWN_RANKS = 512
@@ -50,6 +51,8 @@ def plan_step(
 
     if gpus < 1:
         raise InputError(f"--gpus: expected a whole number >= 1, got {gpus}")
+    if gpus > _MOST_GPUS:
+        raise InputError(f"--gpus: at most {_MOST_GPUS:,} can be planned, got {gpus}")
     start, end = _line_range(batch)
     coefficients = api.load_profile(profile)
     batch_lengths = api.load_lengths(lengths, start=start, end=end)
