@@ -107,3 +107,28 @@ def test_ctrl_c_leaves_the_job_running(start: Start, appeared: Appeared) -> None
     owner = run.state().controller
     assert owner is not None
     assert owner.is_alive
+
+
+def test_ctrl_c_says_what_it_means_to_who_asked_for_the_run(
+    start: Start, appeared: Appeared
+) -> None:
+    run = start("all:slow:3")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from trimtab.orchestrator.cli.progress import follow\n"
+        "from trimtab.orchestrator.rundir import RunDir\n"
+        "sys.exit(follow(RunDir(Path(sys.argv[1])), interrupted='stopped; nothing measured'))"
+    )
+    follower = subprocess.Popen(
+        [sys.executable, "-u", "-c", program, str(run.path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline()
+        appeared(run.path / "slow-0")
+        follower.send_signal(signal.SIGINT)
+        rest = follower.stdout.read()
+    assert rest.splitlines()[-1] == "stopped; nothing measured"
+    assert "goes on" not in rest

@@ -33,12 +33,13 @@ def calibrate(
     ] = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
-) -> None:
+) -> int:
     """Measure step coefficients by a short run of a job, and write them as a profile.
 
     With --dry-run the request of that run is printed, as by `submit`, and nothing is changed.
     """
     from trimtab.orchestrator import calibrate as calibration
+    from trimtab.orchestrator.cli.progress import INTERRUPTED
     from trimtab.orchestrator.config import load_job
     from trimtab.orchestrator.rundir import find_run, runs_root
     from trimtab.orchestrator.submission import prepare_job
@@ -55,14 +56,18 @@ def calibrate(
         spec = load_job(job, overrides or ())
         if dry_run:
             sys.stdout.write(prepare_job(calibration.probing_job(spec)).text)
-            return
-        result = measure(spec, root=runs_root(), screen=screen)
+            return 0
+        try:
+            result = measure(spec, root=runs_root(), screen=screen)
+        except KeyboardInterrupt:
+            return INTERRUPTED
     document = profile_document(result.profile)
     out.write_text(json_text.dumps(document, indent=1) + "\n", encoding="utf-8")
     _show(result, screen)
     screen.print(f"written to {out}; use it with: profile={out}", soft_wrap=True)
     if json:
         print_json(document)
+    return 0
 
 
 def measure(job: "JobSpec", *, root: Path, screen: "Console") -> "Calibration":
@@ -76,7 +81,10 @@ def measure(job: "JobSpec", *, root: Path, screen: "Console") -> "Calibration":
     from trimtab.orchestrator.calibrate import fit_run, probing_job
     from trimtab.orchestrator.cli import progress
 
-    return fit_run(progress.run_and_follow(probing_job(job), root=root, console=screen))
+    run = progress.run_and_follow(
+        probing_job(job), root=root, console=screen, interrupted="stopped; nothing measured"
+    )
+    return fit_run(run)
 
 
 def _check_writable(out: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trimtab.orchestrator.report import Comparison
 
 _INTERRUPTED = 130
+_STOPPED = "stopped; nothing compared"
 
 
 def demo(
@@ -73,9 +74,9 @@ def _run(job: "JobSpec", *, root: Path, out: "Console") -> "Comparison":
         out.print(line, soft_wrap=True)
 
     _heading(out, 3, "Train with planned groups")
-    planned_run = progress.run_and_follow(job, root=root, console=out)
+    planned_run = progress.run_and_follow(job, root=root, console=out, interrupted=_STOPPED)
     _heading(out, 4, "Train on the same batches, every group of one degree")
-    uniform_run = progress.run_and_follow(uniform, root=root, console=out)
+    uniform_run = progress.run_and_follow(uniform, root=root, console=out, interrupted=_STOPPED)
 
     _heading(out, 5, "Compare")
     comparison = report.compare(

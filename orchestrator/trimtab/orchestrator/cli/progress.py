@@ -52,12 +52,15 @@ _FOLLOWED: Final[tuple[type[Event], ...]] = (
 )
 
 
-def follow(run: RunDir, *, console: "Console | None" = None) -> int:
+def follow(
+    run: RunDir, *, console: "Console | None" = None, interrupted: str | None = None
+) -> int:
     """Show a submitted run until it ends; Ctrl-C leaves it running.
 
     Args:
         run: What `submission.submit_job` returned.
         console: Where to show it; None: standard output.
+        interrupted: What Ctrl-C means, in words; None: that the job goes on.
 
     Returns:
         What the job ended with (`core.errors.ExitCode`: 0, 1, 2 or 93), or `INTERRUPTED`.
@@ -71,9 +74,8 @@ def follow(run: RunDir, *, console: "Console | None" = None) -> int:
     try:
         show(watched, run, console)
     except KeyboardInterrupt:
-        console.print(
-            f"detached; the job goes on. To end it: trimtab cancel {run.handle}", soft_wrap=True
-        )
+        detached = f"detached; the job goes on. To end it: trimtab cancel {run.handle}"
+        console.print(interrupted or detached, soft_wrap=True)
         return INTERRUPTED
     state = run.observed(time.time())
     for line in summary_lines(watched, run, state):
@@ -81,18 +83,23 @@ def follow(run: RunDir, *, console: "Console | None" = None) -> int:
     return state.exit_code if state.exit_code is not None else 1
 
 
-def run_and_follow(job: JobSpec, *, root: Path, console: "Console") -> RunDir:
+def run_and_follow(job: JobSpec, *, root: Path, console: "Console", interrupted: str) -> RunDir:
     """Submit a job and show it until it ends; an interrupt cancels it.
+
+    Args:
+        job: The job.
+        root: The folder of the run directories.
+        console: Where to show it.
+        interrupted: What an interrupt means to who asked for the run, in words.
 
     Raises:
         KeyboardInterrupt: The user interrupted; the job has been asked to end.
         JobFailedError: The job did not succeed.
     """
     run = submit_job(job, root=root)
-    exit_code = follow(run, console=console)
+    exit_code = follow(run, console=console, interrupted=interrupted)
     if exit_code == INTERRUPTED:
         cancel_run(run)
-        console.print(f"interrupted, so {run.handle} was cancelled", soft_wrap=True)
         raise KeyboardInterrupt
     if exit_code != ExitCode.OK:
         raise JobFailedError(f"the run {run.handle} failed; see {run.path}")
