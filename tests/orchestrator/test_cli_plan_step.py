@@ -112,6 +112,11 @@ def test_the_drawing_shows_groups_over_ranks(
         ("5\n-1\n", [], "line 2: expected a whole number >= 1, got '-1'"),
         ("9000000\n", [], "9000000"),
         ("50000\n", ["--gpus", "4"], "50000"),
+        (
+            "5\n" * 6 + "50000\n5\n",
+            ["--gpus", "4", "--batch", "4:8"],
+            "lengths.txt, line 7: a sequence of 50000 tokens fits in no group",
+        ),
         ("5\n", ["--gpus", "0"], "--gpus: expected a whole number >= 1, got 0"),
         ("5\n", ["--gpus", "-8"], "--gpus: expected a whole number >= 1, got -8"),
         ("5\n", ["--gpus", "1000001"], "--gpus: at most 1,000,000 can be planned, got 1000001"),

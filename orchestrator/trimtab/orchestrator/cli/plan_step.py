@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.orchestrator.cli.output import JsonOption, console, print_json
 
 if TYPE_CHECKING:
@@ -56,7 +56,12 @@ def plan_step(
     start, end = _line_range(batch)
     coefficients = api.load_profile(profile)
     batch_lengths = api.load_lengths(lengths, start=start, end=end)
-    step_plan = api.plan_step(batch_lengths, profile=coefficients, num_ranks=gpus)
+    try:
+        step_plan = api.plan_step(batch_lengths, profile=coefficients, num_ranks=gpus)
+    except InfeasibleError as error:
+        index = batch_lengths.index(max(batch_lengths))
+        reason = str(error).removeprefix(f"lengths[{index}]: ")
+        raise InfeasibleError(f"{lengths}, line {start + index + 1}: {reason}") from error
     uniform = api.best_uniform_step(batch_lengths, profile=coefficients, num_ranks=gpus)
     if json:
         print_json(
