@@ -85,9 +85,12 @@ def test_the_tables_show_the_layout_the_parts_and_what_was_ruled_out(
 
 
 def test_without_a_peak_the_mfu_is_blank_with_the_reason(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    profile = CONFIGS / "profiles" / "flexsp_7b_a100.json"
+    published = (CONFIGS / "profiles" / "flexsp_7b_a100.json").read_text()
+    coefficients = json.loads(published) | {"hidden": 128, "num_layers": 2}
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps(coefficients))
     job = str(CONFIGS / "demo.yaml")
     assert main(["plan", job, f"profile={profile}", "layout=null", "num_ranks=8"]) == 0
     assert "MFU -\nno MFU: the peak of the device at fp32 is unknown" in capsys.readouterr().out

@@ -362,9 +362,21 @@ def test_json_that_python_cannot_hold_is_refused(text: str, tmp_path: Path) -> N
 
 def test_a_job_may_bring_a_profile(job_file: Path) -> None:
     profile = load_profile(PROFILES[0])
-    assert load_job(job_file, [f"profile={PROFILES[0]}"]).profile == profile
+    its_model = [f"model.hidden={profile.hidden}", f"model.num_layers={profile.num_layers}"]
+    assert load_job(job_file, [f"profile={PROFILES[0]}", *its_model]).profile == profile
     bad = _refusal(job_file, f"profile={PROFILES[0]}", "profile.linear_ms=-1")
     assert "profile: linear_ms: expected a finite number > 0" in bad
+
+
+def test_a_profile_of_a_model_of_another_size_is_refused(job_file: Path) -> None:
+    profile = ROOT / "configs" / "profiles" / "flexsp_7b_a100.json"
+    assert (
+        "profile: '7b' was measured for hidden = 4096, but the model 'tiny' has 64"
+        in _refusal(job_file, f"profile={profile}")
+    )
+    assert "num_layers = 32, but the model 'tiny' has 2" in _refusal(
+        job_file, f"profile={profile}", "model.hidden=4096"
+    )
 
 
 def test_the_template_is_the_demo_on_another_cluster() -> None:

@@ -53,6 +53,7 @@ def test_published_profiles_survive_a_round_trip(name: str) -> None:
     again = profile_from_document(json.loads(json.dumps(profile_document(profile))))
     assert again.degrees == profile.degrees == (1, 2, 4, 8, 16, 32, 64)
     assert again.token_cap == profile.token_cap
+    assert (again.hidden, again.num_layers) == (document["hidden"], document["num_layers"])
     for field in ("quadratic_s", "linear_s", "fixed_s", "alltoall_bytes_per_token"):
         assert getattr(again, field) == pytest.approx(getattr(profile, field), rel=1e-15)
 

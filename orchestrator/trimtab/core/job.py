@@ -202,6 +202,8 @@ class JobSpec:
                 f"layout: {self.layout} uses {self.layout.num_ranks} ranks, "
                 f"but num_ranks = {self.num_ranks}"
             )
+        if self.profile is not None:
+            _check_profile(self.profile, self.model)
         longest, known = self.data.max_seq_tokens, self.model.max_seq_tokens
         if self.model.positions == "learned" and longest > known:
             raise InputError(
@@ -212,6 +214,19 @@ class JobSpec:
             raise InputError(
                 "data.held_out_fraction: evaluation needs held-out documents, got 0; raise it, "
                 "or set training.evaluate_every_steps: 0"
+            )
+
+
+def _check_profile(profile: StepProfile, model: ModelSpec) -> None:
+    """Raise where a profile says that it was measured for a model of another size."""
+    for name, measured, ours in (
+        ("hidden", profile.hidden, model.hidden),
+        ("num_layers", profile.num_layers, model.num_layers),
+    ):
+        if measured and measured != ours:
+            raise InputError(
+                f"profile: {profile.name!r} was measured for {name} = {measured}, but the "
+                f"model {model.name!r} has {ours}; name a profile of this model, or none"
             )
 
 

@@ -54,6 +54,10 @@ class StepProfile:
     """Seconds per step outside the waves: gradient sync and optimizer."""
     evidence: ProfileEvidence = "published"
     source: str = ""
+    hidden: int = 0
+    """Hidden size of the model it was measured for; 0: unknown."""
+    num_layers: int = 0
+    """Layers of the model it was measured for; 0: unknown."""
 
     def __post_init__(self) -> None:
         checks.not_empty("profile.name", self.name)
@@ -65,6 +69,8 @@ class StepProfile:
         checks.not_negative("step_fixed_ms", self.step_fixed_s)
         checks.not_negative("alltoall_mb_per_token", self.alltoall_bytes_per_token)
         checks.whole_number("token_cap", self.token_cap)
+        checks.whole_number("hidden", self.hidden, at_least=0)
+        checks.whole_number("num_layers", self.num_layers, at_least=0)
         checks.one_of("evidence", self.evidence, PROFILE_EVIDENCE)
         degrees = [entry.degree for entry in self.bandwidths]
         if sorted(set(degrees)) != degrees:

@@ -85,7 +85,7 @@ def fit_run(run: RunDir) -> Calibration:
         source=f"measured over {len(samples)} groups of {run.handle}",
     )
     return Calibration(
-        profile=profile,
+        profile=replace(profile, hidden=job.model.hidden, num_layers=job.model.num_layers),
         num_samples=len(samples),
         median_error_fraction=_median_error(samples, profile=profile),
     )

@@ -59,8 +59,8 @@ _SMALLEST_SHARE = 1e-3
 def profile_from_document(document: Mapping[str, Any]) -> StepProfile:
     """Read a profile as FlexSP's coefficients are published.
 
-    `activation_mb_per_token`, `hidden` and `num_layers` say what `token_cap` and
-    `alltoall_mb_per_token` were computed from; they are checked but not kept.
+    `activation_mb_per_token` says what `token_cap` was computed from; it is checked but not
+    kept. `hidden` and `num_layers` are those of the model it was measured for.
 
     Args:
         document: Keys `model`, `num_gpus`, `gpus_per_node`, `quadratic_ms` (per token^2),
@@ -87,11 +87,14 @@ def profile_from_document(document: Mapping[str, Any]) -> StepProfile:
         step_fixed_s=document.get("step_fixed_ms", 0.0) * MS,
         evidence=document.get("evidence", "published"),
         source=_text(document, "source"),
+        hidden=document.get("hidden", 0),
+        num_layers=document.get("num_layers", 0),
     )
 
 
 def profile_document(profile: StepProfile) -> dict[str, Any]:
     """The JSON document of `profile`; `profile_from_document` reads it back."""
+    sizes = {"hidden": profile.hidden, "num_layers": profile.num_layers}
     return {
         "model": profile.name,
         "num_gpus": profile.num_gpus,
@@ -107,6 +110,7 @@ def profile_document(profile: StepProfile) -> dict[str, Any]:
         "step_fixed_ms": profile.step_fixed_s / MS,
         "evidence": profile.evidence,
         "source": profile.source,
+        **{name: size for name, size in sizes.items() if size},
     }
 
 
