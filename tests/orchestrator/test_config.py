@@ -379,6 +379,13 @@ def test_a_profile_of_a_model_of_another_size_is_refused(job_file: Path) -> None
     )
 
 
+def test_what_an_override_replaces_is_not_read(job_file: Path, tmp_path: Path) -> None:
+    _write(job_file, {**JOB, "model": "gone.yaml"})
+    model = f"model={tmp_path / 'model.yaml'}"
+    assert load_job(job_file, [model, "model.hidden=128"]).model.hidden == 128
+    assert "gone.yaml: no such file" in _refusal(job_file, "model.hidden=128", model)
+
+
 def test_the_template_is_the_demo_on_another_cluster() -> None:
     templates = ROOT / "orchestrator" / "trimtab" / "orchestrator" / "templates"
     job = load_job(templates / "job.yaml")

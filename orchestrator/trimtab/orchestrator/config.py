@@ -66,7 +66,10 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         InputError: A file is missing or malformed, or a key or value is wrong.
     """
     path = Path(path)
-    config = _without_references(_read_yaml(path), path=path)
+    config = _read_yaml(path)
+    for key in _replaced(overrides):
+        config[key] = None
+    config = _without_references(config, path=path)
     for override in overrides:
         _apply_override(config, override)
     document = _plain(config, source=str(path))
@@ -223,6 +226,17 @@ def _absolute(text: str, *, folder: Path) -> str:
     return str((folder / Path(text).expanduser()).resolve())
 
 
+def _replaced(overrides: Sequence[str]) -> Iterator[str]:
+    """References that an override replaces whole, so that the file's own is never read."""
+    seen: set[str] = set()
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        top = _top_key(key)
+        if key in _REFERENCES and key not in seen:
+            yield key
+        seen.add(top)
+
+
 def _without_references(config: Any, *, path: Path) -> Any:
     """The job file with the files that `model`, `cluster` and `profile` name read in."""
     for key in _REFERENCES:
@@ -308,9 +322,13 @@ def _apply_override(config: Any, override: str) -> None:
 
 
 def _check_top_key(key: str) -> None:
-    top = re.split(r"[.\[]", key, maxsplit=1)[0]
+    top = _top_key(key)
     if top not in _JOB_KEYS:
         raise InputError(f"override {key}: {unknown_name_message('key', top, _JOB_KEYS)}")
+
+
+def _top_key(key: str) -> str:
+    return re.split(r"[.\[]", key, maxsplit=1)[0]
 
 
 def _override_value(text: str, *, override: str) -> Any:
