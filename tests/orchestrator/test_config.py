@@ -379,6 +379,25 @@ def test_a_profile_of_a_model_of_another_size_is_refused(job_file: Path) -> None
     )
 
 
+def test_a_wrong_config_json_is_named(job_file: Path, tmp_path: Path) -> None:
+    config = tmp_path / "hf" / "config.json"
+    config.parent.mkdir()
+    _write(job_file, {**JOB, "model": "hf"})
+    for content, message in (
+        (
+            "{}",
+            "model_type: missing; expected a Hugging Face config.json of one of gpt2, llama",
+        ),
+        ('{"architectures": ["X"]}', "model_type: missing; expected one of gpt2, llama"),
+        ('{"model_type": "llama"}', "max_position_embeddings: missing"),
+    ):
+        config.write_text(content)
+        assert f"model: {config}: {message}" in _refusal(job_file)
+    config.write_text("{}")
+    with pytest.raises(InputError, match=r"config\.json: model_type: missing"):
+        load_model(config)
+
+
 def test_what_an_override_replaces_is_not_read(job_file: Path, tmp_path: Path) -> None:
     _write(job_file, {**JOB, "model": "gone.yaml"})
     model = f"model={tmp_path / 'model.yaml'}"

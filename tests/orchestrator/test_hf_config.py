@@ -95,7 +95,7 @@ def test_the_rotary_base_is_read_from_either_place() -> None:
     [
         ({"model_type": "lama"}, "unknown type 'lama'; did you mean 'llama'?"),
         ({"model_type": "bert"}, "model_type: unknown type 'bert'; expected one of gpt2,"),
-        ({"model_type": None}, "model_type: unknown type 'None'"),
+        ({"model_type": None}, "model_type: missing; expected one of gpt2"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling: expected no"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "got 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: expected no scaling"),

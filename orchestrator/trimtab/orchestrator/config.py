@@ -33,12 +33,14 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
 from trimtab.orchestrator.cluster_file import cluster_from_document
-from trimtab.orchestrator.hf_config import is_hf_config, model_from_hf_config
+from trimtab.orchestrator.hf_config import MODEL_TYPES, is_hf_config, model_from_hf_config
 from trimtab.planners.calibration import profile_from_document
 
 _REFERENCES = ("model", "cluster", "profile")
 _PATH_KEY = re.compile(r"data\.sources\[\d+\]\.path|data\.tokenizer|checkpoint\.start_from")
 _MISSING_MARK = "???"
+_READ_FROM = "_read_from"
+"""Key of a `config.json` within a job: its path, for messages."""
 
 
 _SECTIONS: dict[str, type] = {
@@ -181,7 +183,11 @@ def _job(document: dict[str, Any], *, folder: Path) -> JobSpec:
 
 def _model(document: dict[str, Any], *, name: str, path: str) -> ModelSpec:
     if is_hf_config(document):
-        return model_from_hf_config(document, name=document.get("name", name))
+        try:
+            return model_from_hf_config(document, name=document.get("name", name))
+        except InputError as error:
+            file = document.get(_READ_FROM)
+            raise InputError(f"{path}: {file}: {error}" if file else str(error)) from error
     return serde.from_fields(ModelSpec, document, path=path)
 
 
@@ -252,7 +258,9 @@ def _read_reference(key: str, text: str, *, folder: Path, source: str) -> Any:
         if key == "model":
             document, found = _read_model(target)
             name = found.resolve().parent.name
-            return {"name": name, **document} if is_hf_config(document) else document
+            if is_hf_config(document):
+                return {"name": name, **document, _READ_FROM: str(found)}
+            return document
         return read_mapping(target)
     except InputError as error:
         raise InputError(f"{source}: {key}: {error}") from error
@@ -260,7 +268,13 @@ def _read_reference(key: str, text: str, *, folder: Path, source: str) -> Any:
 
 def _read_model(path: Path) -> tuple[dict[str, Any], Path]:
     found = path / "config.json" if path.is_dir() else path
-    return read_mapping(found), found
+    document = read_mapping(found)
+    if found.name == "config.json" and not (is_hf_config(document) or "num_layers" in document):
+        raise InputError(
+            f"{found}: model_type: missing; expected a Hugging Face config.json of one of "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+    return document, found
 
 
 def _read_yaml(path: Path) -> Any:

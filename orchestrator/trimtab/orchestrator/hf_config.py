@@ -29,6 +29,8 @@ def model_from_hf_config(document: Mapping[str, Any], *, name: str) -> ModelSpec
             missing or wrong.
     """
     model_type = document.get("model_type")
+    if model_type is None:
+        raise InputError(f"model_type: missing; expected one of {', '.join(MODEL_TYPES)}")
     if model_type not in MODEL_TYPES:
         raise InputError(
             f"model_type: {unknown_name_message('type', str(model_type), MODEL_TYPES)}"
