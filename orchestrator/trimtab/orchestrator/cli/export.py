@@ -1,11 +1,12 @@
 """`trimtab export`: a run's weights for others to load."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trimtab.core.errors import MissingExtraError
+from trimtab.core.errors import InputError, MissingExtraError
 from trimtab.orchestrator.cli.output import JsonOption, console, print_json
 
 
@@ -19,13 +20,17 @@ def export(
 
     found = find_run(run)
     job = found.request().job
+    _check_target(folder)
     try:
         from trimtab.launch.runtime.export import export_newest
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"export needs the package {error.name}: pip install 'trimtab[train]'"
         ) from error
-    exported = export_newest(job, found.checkpoints, folder)
+    try:
+        exported = export_newest(job, found.checkpoints, folder)
+    except OSError as error:
+        raise InputError(f"cannot export to {folder}: {error}") from error
     if json:
         print_json(
             {
@@ -44,3 +49,19 @@ def export(
         soft_wrap=True,
         markup=False,
     )
+
+
+def _check_target(folder: Path) -> None:
+    """Refuse before the weights are loaded what could not be written after that."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: expected a new or empty folder, but it is a file")
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: expected a new or empty folder, but it holds files")
+        place = folder.absolute().parent
+        while not place.exists():
+            place = place.parent
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: expected a folder that can be written, but {place} is not")
