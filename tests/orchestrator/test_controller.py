@@ -40,6 +40,7 @@ def test_ranks_that_all_end_cleanly_make_the_job_succeed(start: Start, ended: En
         kinds = [type(stored.event) for stored in store.read()]
         summaries = store.read(kinds=(StepSummarized,))
     assert kinds[0] is AttemptStarted
+    assert Alert not in kinds, "no GPU is missed on a cluster of CPUs"
     assert kinds[-1] is JobFinished
     assert kinds.count(RankExited) == 3
     assert len(summaries) == 6

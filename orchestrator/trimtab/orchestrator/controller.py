@@ -104,7 +104,9 @@ class Controller:
         try:
             if not self._num_cancels:
                 ranks = self._launcher.start(self._request, rendezvous=rendezvous)
-                self._say(f"attempt {self._attempt}: {self._request.num_ranks} ranks started")
+                self._say(
+                    f"attempt {self._attempt}: {_ranks_text(self._request.num_ranks)} started"
+                )
                 self._watch(ranks, collector)
         finally:
             collector.close()
@@ -187,6 +189,8 @@ class Controller:
         return self._sampler.sample(time.time())
 
     def _gpu_notice(self) -> Sequence[Alert]:
+        if all(node.gpu.is_cpu for node in self._request.job.cluster.nodes):
+            return []
         reason = self._sampler.unavailable_reason
         return [Alert(time_s=time.time(), severity="info", message=reason)] if reason else []
 
@@ -219,6 +223,10 @@ class Controller:
 
     def _say(self, line: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
+
+
+def _ranks_text(num_ranks: int) -> str:
+    return f"{num_ranks} rank{'s' * (num_ranks != 1)}"
 
 
 def write_end(run: RunDir, verdict: Verdict, *, now_s: float) -> None:

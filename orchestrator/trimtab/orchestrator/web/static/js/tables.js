@@ -12,7 +12,7 @@ export function drawHead(data) {
   state.className = `pill ${head.state}`;
   setText("run-state", head.state);
   const attempt = head.attempt > 1 ? [`attempt ${head.attempt}`] : [];
-  const facts = [`${head.model} (${count(head.num_parameters)} parameters)`, `${head.num_ranks} ranks`, `layout ${head.layout}`, head.cluster, head.mfu.precision, GROUPINGS[head.grouping] ?? head.grouping, ...attempt, head.handle];
+  const facts = [`${head.model} (${count(head.num_parameters)} parameters)`, `${head.num_ranks} ${head.num_ranks === 1 ? "rank" : "ranks"}`, `layout ${head.layout}`, head.cluster, head.mfu.precision, GROUPINGS[head.grouping] ?? head.grouping, ...attempt, head.handle];
   setText("run-facts", facts.join("  ·  "));
   const reason = byId("run-reason");
   reason.hidden = !head.reason || head.state === "running";
