@@ -63,7 +63,7 @@ def test_a_dry_run_shows_no_secret(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["submit"], "JOB: expected a job file (or --resume HANDLE), got nothing"),
+        (["submit"], "JOB: expected a job file (or --resume RUN), got nothing"),
         (["submit", "no.yaml"], "no.yaml"),
         (["submit", "-s", "slurn", "no.yaml"], "--scheduler: unknown value 'slurn'"),
         (["submit", "--resume", "nope"], "--resume: there is no run 'nope'"),
@@ -83,6 +83,25 @@ def test_wrong_usage_is_one_line_and_exit_2(
 def test_a_job_that_does_not_exist_is_102(command: str, runs: Path, capsys: Capture) -> None:
     assert main([command, "local://nope"]) == 102
     assert "there is no run 'nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "report"])
+def test_without_a_run_the_newest_is_taken_and_named(
+    command: str, start: Start, ended: Ended, runs: Path, capsys: Capture
+) -> None:
+    assert main([command]) == 102
+    assert f"there is no run in {runs} yet" in capsys.readouterr().err
+    ended(start(name="older", num_steps=1))
+    newest = start(name="small", num_steps=1)
+    ended(newest)
+    assert main([command]) == 0
+    assert capsys.readouterr().err == f"the newest run: {newest.handle}\n"
+
+
+@pytest.mark.parametrize("command", ["cancel", "export"])
+def test_what_changes_something_needs_a_run(command: str, runs: Path, capsys: Capture) -> None:
+    assert main([command]) == 2
+    assert capsys.readouterr().err == "error: Missing argument 'RUN'. See `trimtab list`\n"
 
 
 def test_status_of_a_job_that_succeeded_is_0(

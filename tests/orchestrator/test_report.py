@@ -454,6 +454,16 @@ def test_two_runs_are_compared_in_words(
     assert "faster in 3 of 3 steps" in shown
 
 
+def test_a_run_compared_with_itself_is_told_to_be_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = store_run(tmp_path, "20261120-161500-demo", *some_events(step_s=2.0))
+    assert main(["compare", path, path]) == 0
+    shown = capsys.readouterr().out
+    assert "Both are the same run." in shown
+    assert "times as fast" not in shown
+
+
 def test_a_run_that_does_not_exist_is_one_line_and_code_102(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

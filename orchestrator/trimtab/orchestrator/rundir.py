@@ -286,6 +286,21 @@ def find_run(text: str, *, root: Path | None = None) -> RunDir:
     raise NoSuchRunError(_no_such_run(text, ids=ids, root=root))
 
 
+def newest_run() -> RunDir:
+    """The newest run under `runs_root()`, a broken one too.
+
+    Raises:
+        NoSuchRunError: There is none yet.
+        RunDirError: It was written by another version, or is damaged.
+    """
+    root = runs_root()
+    for job_id, _ in list_runs(root, limit=1):
+        return RunDir.open(root / job_id)
+    raise NoSuchRunError(
+        f"there is no run in {root} yet; to start one: trimtab submit JOB.yaml"
+    )
+
+
 def _not_a_folder(root: Path) -> str:
     return (
         f"{root}: expected the folder of the runs, but this is not a folder; set "

@@ -12,16 +12,14 @@ from typing import Annotated
 import typer
 
 from trimtab.core.errors import MissingExtraError, RunDirError
+from trimtab.orchestrator.cli.which_run import NewestRunArgument
 from trimtab.orchestrator.rundir import RunDir, RunState, find_run, list_runs, runs_root
 
 _MAX_PRINTED_RUNS = 10
 
 
 def dashboard(
-    run: Annotated[
-        str | None,
-        typer.Argument(help="Handle, id or run directory; the newest run if none is given."),
-    ] = None,
+    run: NewestRunArgument = None,
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Where to listen; 0: any free port.")
     ] = 8517,

@@ -8,10 +8,11 @@ import typer
 
 from trimtab.core.errors import InputError, MissingExtraError
 from trimtab.orchestrator.cli.output import JsonOption, console, print_json
+from trimtab.orchestrator.cli.which_run import RunArgument
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="Handle, id or directory of a run.")],
+    run: RunArgument,
     folder: Annotated[Path, typer.Argument(help="Where to write; must be new or empty.")],
     json: JsonOption = False,
 ) -> None:

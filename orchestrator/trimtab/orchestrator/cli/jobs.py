@@ -8,6 +8,7 @@ import typer
 
 from trimtab.orchestrator.cli.logs import logs
 from trimtab.orchestrator.cli.output import JsonOption, console, print_json
+from trimtab.orchestrator.cli.which_run import NewestRunArgument, RunArgument, named_or_newest
 
 if TYPE_CHECKING:
     from trimtab.orchestrator.rundir import RunDir, RunState
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["cancel", "list_jobs", "logs", "status", "submit"]
 
-_HANDLE = "local://ID, an id, the beginning of one, or a run directory."
 _NAME_WIDTH = 32
 _COURSE_FIELDS = (
     "num_steps",
@@ -50,11 +50,14 @@ def submit(
     ] = False,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="HANDLE", help="Go on with a run that has ended, without JOB."),
+        typer.Option(metavar="RUN", help="Go on with a run that has ended, without JOB."),
     ] = None,
     json_output: JsonOption = False,
 ) -> int:
-    """Start a job, or go on with one; with --wait or --follow, exit as it does: 0, 1, 2, 93."""
+    """Start a job, or go on with one; with --wait or --follow, exit as it does: 0, 1, 2, 93.
+
+    Ctrl-C leaves the job running and exits with 130.
+    """
     from trimtab.core import checks
     from trimtab.core.job import SCHEDULERS
     from trimtab.orchestrator.cli import progress
@@ -79,7 +82,7 @@ def submit(
 
 
 def status(
-    handle: Annotated[str, typer.Argument(help=_HANDLE)],
+    handle: NewestRunArgument = None,
     json_output: JsonOption = False,
 ) -> int:
     """Show how a job stands.
@@ -87,9 +90,8 @@ def status(
     Exit codes: 0 succeeded, 100 failed, 101 not finished, 102 there is none, 103 cancelled.
     """
     from trimtab.orchestrator.cli.states import status_code
-    from trimtab.orchestrator.rundir import find_run
 
-    run = find_run(handle)
+    run = named_or_newest(handle)
     state = run.observed(time.time())
     document = _document(run, state) | _course_or_warning(run)
     if json_output:
@@ -100,7 +102,7 @@ def status(
 
 
 def cancel(
-    handle: Annotated[str, typer.Argument(help=_HANDLE)],
+    handle: RunArgument,
     wait: Annotated[
         bool, typer.Option("--wait", help="Return when the job has ended.")
     ] = False,
@@ -175,7 +177,7 @@ def _load(arguments: list[str]) -> Any:
     from trimtab.orchestrator.config import load_job
 
     if not arguments:
-        raise InputError("JOB: expected a job file (or --resume HANDLE), got nothing")
+        raise InputError("JOB: expected a job file (or --resume RUN), got nothing")
     return load_job(arguments[0], arguments[1:])
 
 

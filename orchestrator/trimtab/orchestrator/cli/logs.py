@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import typer
 
+from trimtab.orchestrator.cli.which_run import NewestRunArgument, named_or_newest
+
 if TYPE_CHECKING:
     from trimtab.orchestrator.rundir import RunDir
 
@@ -14,10 +16,7 @@ _POLL_S: Final = 0.2
 
 
 def logs(
-    handle: Annotated[
-        str,
-        typer.Argument(help="local://ID, an id, the beginning of one, or a run directory."),
-    ],
+    handle: NewestRunArgument = None,
     rank: Annotated[
         int | None, typer.Option("--rank", "-r", help="Only this rank's log.")
     ] = None,
@@ -39,9 +38,8 @@ def logs(
 ) -> int:
     """Print what the ranks have written; the exit code tells the job's state, as in status."""
     from trimtab.orchestrator.cli.states import status_code
-    from trimtab.orchestrator.rundir import find_run
 
-    run = find_run(handle)
+    run = named_or_newest(handle)
     paths = _paths(run, rank=rank, controller=controller)
     readers = [_Reader(name, path, tail=tail) for name, path in paths.items()]
     while True:

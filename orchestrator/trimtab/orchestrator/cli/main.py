@@ -34,7 +34,8 @@ _SET_UP = "Set up"
 app = typer.Typer(
     name="trimtab",
     help="Plan, launch and watch large-model training on real, uneven GPU clusters.",
-    epilog="Exit codes: 0 fine, 1 the job failed, 2 wrong usage or input, 93 do not restart.",
+    epilog="Exit codes: 0 fine, 1 the job failed, 2 wrong usage or input, 93 do not restart, "
+    "102 no such run, 130 interrupted.",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -85,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrimtabError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(error.format_message(), ExitCode.USAGE)
+        message = error.format_message()
+        if message.startswith("Missing argument 'RUN'"):
+            message += " See `trimtab list`"
+        return _fail(message, ExitCode.USAGE)
     except typer.Abort:
         return _fail("interrupted", 130)
     return int(result or ExitCode.OK)

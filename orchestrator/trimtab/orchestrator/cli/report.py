@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimtab.orchestrator.cli.output import JsonOption, console, print_json
+from trimtab.orchestrator.cli.which_run import RUN_HELP, NewestRunArgument, named_or_newest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -12,20 +13,18 @@ if TYPE_CHECKING:
     from trimtab.core.plan import TimePart
     from trimtab.orchestrator.report import Comparison, PlanSummary, RunReport, TimeSummary
 
-_RUN_HELP = "A run: its id, the beginning of its id, local://ID, or its directory."
 _BAR_WIDTH = 24
 
 
 def report(
-    run: Annotated[str, typer.Argument(help=_RUN_HELP)],
+    run: NewestRunArgument = None,
     json: JsonOption = False,
 ) -> None:
     """Summarize a run: losses, times, MFU, plans, goodput."""
     from trimtab.core import serde
     from trimtab.orchestrator.report import read_record, summarize
-    from trimtab.orchestrator.rundir import find_run
 
-    summary = summarize(read_record(find_run(run)))
+    summary = summarize(read_record(named_or_newest(run)))
     if json:
         print_json(serde.to_document(summary))
         return
@@ -33,7 +32,7 @@ def report(
 
 
 def compare(
-    first: Annotated[str, typer.Argument(help=_RUN_HELP)],
+    first: Annotated[str, typer.Argument(help=f"A run: {RUN_HELP}.")],
     second: Annotated[str, typer.Argument(help="The run to measure the first one against.")],
     json: JsonOption = False,
 ) -> None:
@@ -103,6 +102,8 @@ def comparison_table(comparison: "Comparison") -> "RenderableType":
 
 def comparison_sentences(comparison: "Comparison") -> list[str]:
     """How much faster the first run is, and whether both are the same training."""
+    if comparison.first.run_dir == comparison.second.run_dir:
+        return ["Both are the same run."]
     sentences = []
     if comparison.same_batches:
         sentences.append(f"Same batches in all {comparison.num_common_steps} common steps.")
@@ -141,7 +142,8 @@ def _labels(comparison: "Comparison") -> tuple[str, str]:
 
 
 def _steps_text(report: "RunReport") -> str:
-    text = f"{report.num_steps} of {report.num_steps_asked} on {report.num_ranks} ranks"
+    ranks = "1 rank" if report.num_ranks == 1 else f"{report.num_ranks} ranks"
+    text = f"{report.num_steps} of {report.num_steps_asked} on {ranks}"
     if report.num_attempts > 1:
         text += f", in {report.num_attempts} attempts"
     if report.checkpoints:
