@@ -324,7 +324,7 @@ def test_every_telemetry_setting_may_change(small_job: JobSpec) -> None:
         ("checkpoint.start_from=x", r"checkpoint\.start_from cannot change"),
         ("training.num_step=9", "did you mean 'training.num_steps'"),
         ("training.num_steps", "expected the form a.b=c"),
-        ("training.num_steps=many", "training.num_steps: expected int, got 'many'"),
+        ("training.num_steps=many", "training.num_steps: expected a whole number, got 'many'"),
         ("training.num_steps=0", "training.num_steps: expected a whole number >= 1, got 0"),
         ("telemetry.silent_rank_s=-1", "silent_rank_s: expected a finite number > 0"),
         ("telemetry.silent_rank_s=NaN", "silent_rank_s: expected a finite number > 0"),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from trimtab.core.errors import InputError, unknown_name_message
+from trimtab.core.errors import InputError, shown, unknown_name_message
 
 _LARGEST = 2**63 - 1
 """Of whole numbers: what NumPy holds, and a product of several of which a float still does."""
@@ -14,37 +14,41 @@ def whole_number(field: str, value: Any, *, at_least: int = 1) -> None:
     """Raise unless `value` is an int (not a bool) of at least `at_least`, in 64 bits."""
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if not is_int or not at_least <= value <= _LARGEST:
-        raise InputError(f"{field}: expected a whole number >= {at_least}, got {value!r}")
+        most = " and < 2**63" if is_int and value > _LARGEST else ""
+        raise InputError(
+            f"{field}: expected a whole number >= {at_least}{most}, got {shown(value)}"
+        )
 
 
 def positive(field: str, value: Any) -> None:
     """Raise unless `value` is a finite number above zero."""
     if not _is_finite_number(value) or value <= 0:
-        raise InputError(f"{field}: expected a finite number > 0, got {value!r}")
+        raise InputError(f"{field}: expected a finite number > 0, got {shown(value)}")
 
 
 def not_negative(field: str, value: Any) -> None:
     """Raise unless `value` is a finite number of at least zero."""
     if not _is_finite_number(value) or value < 0:
-        raise InputError(f"{field}: expected a finite number >= 0, got {value!r}")
+        raise InputError(f"{field}: expected a finite number >= 0, got {shown(value)}")
 
 
 def fraction(field: str, value: Any) -> None:
     """Raise unless `value` is a number from 0 to 1."""
     if not _is_finite_number(value) or not 0 <= value <= 1:
-        raise InputError(f"{field}: expected a number from 0 to 1, got {value!r}")
+        raise InputError(f"{field}: expected a number from 0 to 1, got {shown(value)}")
 
 
 def fraction_below_one(field: str, value: Any) -> None:
     """Raise unless `value` is a number >= 0 and < 1."""
     if not _is_finite_number(value) or not 0 <= value < 1:
-        raise InputError(f"{field}: expected a number >= 0 and < 1, got {value!r}")
+        raise InputError(f"{field}: expected a number >= 0 and < 1, got {shown(value)}")
 
 
 def not_empty(field: str, value: Collection[Any]) -> None:
     """Raise unless `value` has at least one element (or, for text, one character)."""
     if not value:
-        raise InputError(f"{field}: expected at least one entry, got none")
+        expected = "some text" if isinstance(value, str) else "at least one entry"
+        raise InputError(f"{field}: expected {expected}, got none")
 
 
 def one_of(field: str, value: Any, allowed: Collection[str]) -> None:

@@ -13,6 +13,8 @@ import difflib
 import enum
 from collections.abc import Iterable
 
+_MOST_SHOWN = 40
+
 
 class ExitCode(enum.IntEnum):
     """Every exit code a Trimtab process ends with on purpose."""
@@ -63,6 +65,21 @@ class NoRestartError(TrimtabError):
     exit_code = ExitCode.DO_NOT_RESTART
 
 
+def shown(value: object) -> str:
+    """A value as a message repeats it: as Python writes it, at most 40 characters of it.
+
+    >>> shown(10**399)
+    '1000000000000000000000000000000000000000... (400 characters)'
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no whole number of over 4,300 digits
+        return "a number of thousands of digits"
+    if len(text) <= _MOST_SHOWN:
+        return text
+    return f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"
+
+
 def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
     """One line for a name that does not exist, with the nearest that does.
 
@@ -72,5 +89,5 @@ def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if nearest:
-        return f"unknown {kind} {name!r}; did you mean {nearest[0]!r}?"
-    return f"unknown {kind} {name!r}; expected one of {', '.join(names)}"
+        return f"unknown {kind} {shown(name)}; did you mean {nearest[0]!r}?"
+    return f"unknown {kind} {shown(name)}; expected one of {', '.join(names)}"

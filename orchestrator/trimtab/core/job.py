@@ -71,7 +71,7 @@ class DataSpec:
         checks.not_empty("data.tokenizer", self.tokenizer)
         checks.whole_number("data.max_seq_tokens", self.max_seq_tokens)
         checks.one_of("data.long_documents", self.long_documents, LONG_DOCUMENTS)
-        checks.fraction("data.held_out_fraction", self.held_out_fraction)
+        checks.fraction_below_one("data.held_out_fraction", self.held_out_fraction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,7 @@ class JobSpec:
         if self.num_ranks > self.cluster.num_gpus:
             raise InputError(
                 f"num_ranks: the cluster {self.cluster.name!r} has "
-                f"{self.cluster.num_gpus} GPUs, got {self.num_ranks}"
+                f"{self.cluster.num_gpus} devices, got {self.num_ranks}"
             )
         if self.layout is not None and self.layout.num_ranks != self.num_ranks:
             raise InputError(

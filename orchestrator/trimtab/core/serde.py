@@ -14,9 +14,16 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from trimtab.core.errors import InputError, unknown_name_message
+from trimtab.core.errors import InputError, shown, unknown_name_message
 
 SCHEMA_VERSION = 1
+
+_SCALARS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+}
 
 T = TypeVar("T")
 
@@ -131,7 +138,7 @@ def _decode_union(hint: Any, value: Any, *, path: str) -> Any:
 
 def _decode_tagged(members: tuple[Any, ...], value: Any, *, path: str) -> Any:
     if not isinstance(value, dict):
-        raise InputError(f"{path or 'document'}: expected an object, got {value!r}")
+        raise InputError(f"{path or 'document'}: expected an object, got {shown(value)}")
     known = {member.__name__: member for member in members}
     tag = value.get("type")
     if tag not in known:
@@ -150,7 +157,7 @@ def _decode_literal(hint: Any, value: Any, *, path: str) -> Any:
 
 def _decode_tuple(hint: Any, value: Any, *, path: str) -> Any:
     if not isinstance(value, list):
-        raise InputError(f"{path}: expected a list, got {value!r}")
+        raise InputError(f"{path}: expected a list, got {shown(value)}")
     items = typing.get_args(hint)
     if len(items) == 2 and items[1] is Ellipsis:
         return tuple(_decode(items[0], v, path=f"{path}[{i}]") for i, v in enumerate(value))
@@ -162,7 +169,7 @@ def _decode_tuple(hint: Any, value: Any, *, path: str) -> Any:
 
 def _decode_fields(expected: type, value: Any, *, path: str) -> Any:
     if not isinstance(value, dict):
-        raise InputError(f"{path or expected.__name__}: expected an object, got {value!r}")
+        raise InputError(f"{path or expected.__name__}: expected an object, got {shown(value)}")
     hints = _field_types(expected)
     prefix = f"{path}." if path else ""
     for name in value:
@@ -181,7 +188,7 @@ def _decode_scalar(hint: Any, value: Any, *, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return _float(value, path=path)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise InputError(f"{path}: expected {hint.__name__}, got {value!r}")
+        raise InputError(f"{path}: expected {_SCALARS[hint]}, got {shown(value)}")
     return value
 
 

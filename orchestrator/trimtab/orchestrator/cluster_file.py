@@ -21,7 +21,7 @@ from trimtab.core.cluster import (
     PeakRate,
     Precision,
 )
-from trimtab.core.errors import InputError, unknown_name_message
+from trimtab.core.errors import InputError, shown, unknown_name_message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def cluster_from_document(document: Mapping[str, Any], *, path: str = "") -> Clu
     _check_keys(rest, ClusterSection, apart="nodes", path=path)
     nodes = _required(rest, "nodes", path=path)
     if not isinstance(nodes, list):
-        raise InputError(f"{_join(path, 'nodes')}: expected a list, got {nodes!r}")
+        raise InputError(f"{_join(path, 'nodes')}: expected a list, got {shown(nodes)}")
     section = serde.from_fields(ClusterSection, rest, path=path)
     return ClusterSpec(
         name=section.name,
@@ -179,7 +179,7 @@ def _island_link(section: IslandLinkSection, *, path: str) -> IslandLink:
 
 def _mapping(value: Any, *, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a mapping, got {value!r}")
+        raise InputError(f"{path}: expected a mapping, got {shown(value)}")
     return dict(value)
 
 

@@ -18,11 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trimtab.core import serde
 from trimtab.core.cluster import ClusterSpec
-from trimtab.core.errors import InputError, unknown_name_message
+from trimtab.core.errors import InputError, shown, unknown_name_message
 from trimtab.core.job import (
     BYTE_TOKENIZER,
     STDLIB_SOURCE,
     CheckpointSpec,
+    DataSource,
     DataSpec,
     JobSpec,
     StepPlanningSpec,
@@ -133,6 +134,8 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: expected a file, got a folder; name a file in it") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -163,8 +166,9 @@ def _job(document: dict[str, Any], *, folder: Path) -> JobSpec:
     cluster = cluster_from_document(_mapping(given["cluster"], "cluster"), path="cluster")
     name = given["name"]
     if not isinstance(name, str):
-        raise InputError(f"name: expected text, got {name!r}")
+        raise InputError(f"name: expected text, got {shown(name)}")
     num_ranks = given.get("num_ranks", cluster.num_gpus)
+    _check_sources(given["data"])
     sections: dict[str, Any] = {
         key: serde.from_fields(section, _mapping(given[key], key), path=key)
         for key, section in _SECTIONS.items()
@@ -179,6 +183,17 @@ def _job(document: dict[str, Any], *, folder: Path) -> JobSpec:
         profile=_profile(given.get("profile")),
         **sections,
     )
+
+
+def _check_sources(data: Any) -> None:
+    """Read every source by itself, for a message that says which one is wrong."""
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for index, source in enumerate(sources if isinstance(sources, list) else ()):
+        path = f"data.sources[{index}]"
+        try:
+            serde.from_fields(DataSource, source, path=path)
+        except InputError as error:
+            raise InputError(str(error).replace("data.sources.", f"{path}.", 1)) from error
 
 
 def _model(document: dict[str, Any], *, name: str, path: str) -> ModelSpec:
@@ -378,5 +393,5 @@ def _texts(value: Any, *, path: str) -> Iterator[tuple[str, str]]:
 def _mapping(value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         expected = "a path or a mapping" if path in _REFERENCES else "a mapping"
-        raise InputError(f"{path}: expected {expected}, got {value!r}")
+        raise InputError(f"{path}: expected {expected}, got {shown(value)}")
     return value
