@@ -180,6 +180,24 @@ def test_the_list_leads_to_a_run(page: Page, sample: Any) -> None:
     assert tab.url.endswith(f"/runs/{sample.job_id}")
 
 
+def test_a_click_anywhere_in_a_row_of_the_list_opens_its_run(page: Page, sample: Any) -> None:
+    sample.start()
+    tab = page.open("/")
+    tab.locator("#runs-table tbody tr td:nth-child(4)").click()
+    text_is(tab, "#run-name", "demo")
+    assert tab.url.endswith(f"/runs/{sample.job_id}")
+
+
+@pytest.mark.parametrize("width", [360, 420])
+def test_a_narrow_page_cuts_no_column_of_the_ranks(page: Page, sample: Any, width: int) -> None:
+    sample.start().steps(1, 20)
+    page.page.set_viewport_size({"width": width, "height": 800})
+    tab = page.open(f"/runs/{sample.job_id}")
+    tab.locator("#ranks-table tbody tr").first.wait_for()
+    hidden = "box => box.scrollWidth - box.clientWidth"
+    assert tab.locator("#ranks-table").locator("..").evaluate(hidden) <= 0
+
+
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_no_width_needs_sideways_scrolling(page: Page, sample: Any, width: int) -> None:
     sample.start().steps(1, 20)

@@ -169,11 +169,18 @@ function fillList(runs) {
   if (focused) document.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
 }
 
+/** A click anywhere in a row opens its run, unless it ends the marking of text. */
+function openRow(event) {
+  if (event.target.closest("a") || !getSelection().isCollapsed) return;
+  event.target.closest("tr")?.querySelector("a")?.click();
+}
+
 function main() {
   const match = location.pathname.match(/^\/runs\/([^/]+)$/);
   const runId = match ? decodeURIComponent(match[1]) : null;
   if (runId) new RunPage(runId).load();
   else byId("runs-page").hidden = false;
+  byId("runs-table").tBodies[0].addEventListener("click", openRow);
   byId("run-picker").addEventListener("change", (event) => location.assign(`/runs/${encodeURIComponent(event.target.value)}`));
   listRuns(runId);
   setInterval(() => listRuns(runId), LIST_EVERY_MS);
