@@ -42,3 +42,9 @@ def test_a_compute_rate_reads_in_teraflops_from_one_up() -> None:
 def test_a_gigabit_is_an_eighth_of_a_gigabyte() -> None:
     assert 8 * units.GBIT == units.GB
     assert units.GIB == 1_073_741_824
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert units.counted(1, "wave") == "1 wave"
+    assert units.counted(0, "wave") == "0 waves"
+    assert units.counted(12_000, "GPU") == "12000 GPUs"

@@ -72,7 +72,12 @@ def test_every_setting_of_a_layout_is_kept() -> None:
 def test_a_run_is_forecast_in_the_groups_its_ranks_form() -> None:
     job = api.load_job(
         CONFIGS / "demo.yaml",
-        [f"profile={FLEXSP_7B}", "step_planning={grouping: uniform, uniform_degree: 4}"],
+        [
+            f"profile={FLEXSP_7B}",
+            "profile.hidden=128",
+            "profile.num_layers=2",
+            "step_planning={grouping: uniform, uniform_degree: 4}",
+        ],
     )
     layout = Layout(dp=4)
     run = api.plan_run(job, layout, lengths=[900] * 16)

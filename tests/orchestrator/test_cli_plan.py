@@ -76,12 +76,24 @@ def test_the_tables_show_the_layout_the_parts_and_what_was_ruled_out(
         "tokens/s/GPU",
         "of the dense bf16 peak, 989 TFLOP/s a GPU",
         "model FLOPs = 6 x matmul parameters x tokens",
-        "Memory of the fullest rank of each stage",
+        "\n\nMemory of the fullest rank of each stage, in GiB",
         "Next best layouts",
         "Ruled out",
         "short by",
     ):
         assert expected in text
+
+
+def test_the_tables_fit_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", LLAMA, "--fix", "cp=2"]) == 0
+    text = capsys.readouterr().out
+    assert "1 sequence a micro-batch" in text
+    assert "\n\nnothing ruled out" in text
+    lines = text.splitlines()
+    heading = next(line for line in lines if "grads" in line)
+    stage = next(line for line in lines if line.startswith("0 "))
+    assert len(heading.rstrip()) <= 80
+    assert "GiB" not in stage
 
 
 def test_without_a_peak_the_mfu_is_blank_with_the_reason(

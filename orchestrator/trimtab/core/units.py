@@ -34,10 +34,21 @@ def duration_text(seconds: float) -> str:
 
 def memory_text(num_bytes: float) -> str:
     """Memory in binary units: `512 B`, `3.2 MiB`, `79.6 GiB`."""
+    name, size = memory_unit(num_bytes)
+    return f"{num_bytes:.0f} B" if size == 1 else f"{num_bytes / size:.1f} {name}"
+
+
+def memory_unit(num_bytes: float) -> tuple[str, int]:
+    """The largest binary unit in which `num_bytes` is at least one, and its bytes."""
     for name, size in (("TiB", 2**40), ("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(num_bytes) >= size:
-            return f"{num_bytes / size:.1f} {name}"
-    return f"{num_bytes:.0f} B"
+            return name, size
+    return "B", 1
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 wave`, `2 waves`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def count_text(count: float) -> str:

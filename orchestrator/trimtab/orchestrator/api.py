@@ -19,6 +19,7 @@ from trimtab.core.errors import InputError
 from trimtab.core.job import DataSpec, JobHandle, JobSpec, Request
 from trimtab.core.plan import JobPlan, Layout, StepPlan
 from trimtab.core.profile import StepProfile
+from trimtab.core.units import counted
 from trimtab.orchestrator.config import (
     load_cluster,
     load_job,
@@ -252,8 +253,8 @@ def planning_batch(job: JobSpec, lengths: Sequence[int] | None = None) -> Planni
     if lengths is None:
         return PlanningBatch(
             profile=BatchProfile(lengths=(longest,) * num_sequences),
-            note=f"assumed: {num_sequences} sequences of data.max_seq_tokens = {longest} "
-            "tokens each; give --lengths FILE to plan for real ones",
+            note=f"assumed: {counted(num_sequences, 'sequence')} of data.max_seq_tokens = "
+            f"{longest} tokens each; give --lengths FILE to plan for real ones",
         )
     usable = _as_sequences(lengths[:num_sequences], data=job.data)
     if not usable:
@@ -262,9 +263,10 @@ def planning_batch(job: JobSpec, lengths: Sequence[int] | None = None) -> Planni
             f"(data.long_documents is {job.data.long_documents}), got none"
         )
     again = -(-num_sequences // len(usable))
+    first = counted(min(len(usable), num_sequences), "sequence")
     return PlanningBatch(
         profile=BatchProfile(lengths=(usable * again)[:num_sequences]),
-        note=f"given: the first {min(len(usable), num_sequences)} sequences of the lengths"
+        note=f"given: the first {first} of the lengths"
         + (", repeated" if again > 1 else "")
         + f"; documents over {longest} tokens: {job.data.long_documents}",
     )

@@ -15,7 +15,7 @@ from trimtab.core.plan import (
     StageMemory,
     TimePart,
 )
-from trimtab.core.units import memory_text
+from trimtab.core.units import counted, memory_text
 from trimtab.planners.bounds import num_waves_at_least
 from trimtab.planners.costs import (
     LayoutCosts,
@@ -250,7 +250,8 @@ def _divisibility_text(num_sequences: int, layout: Layout) -> str:
     sizes = [size for size in (below, below + step_seqs) if size > 0]
     return (
         f"dp {layout.dp} x micro_batch_seqs {layout.micro_batch_seqs} does not divide "
-        f"{num_sequences} sequences; the nearest that fit are {', '.join(map(str, sizes))}"
+        f"{counted(num_sequences, 'sequence')}; the nearest that fit are "
+        f"{', '.join(map(str, sizes))}"
     )
 
 

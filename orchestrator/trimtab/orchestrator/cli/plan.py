@@ -92,7 +92,7 @@ def show_plan(out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note
     """Print a plan as tables."""
     from rich.markup import escape
 
-    from trimtab.core.units import count_text
+    from trimtab.core.units import count_text, counted
 
     gpus = f"{job.cluster.num_gpus} x {', '.join(job.cluster.gpu_names)}"
     out.print(
@@ -104,13 +104,15 @@ def show_plan(out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note
     layout = job_plan.layout
     out.print(
         f"\n[bold]layout {layout}[/bold]  zero {layout.zero}, recompute {layout.recompute}, "
-        f"{layout.micro_batch_seqs} sequences a micro-batch"
+        f"{counted(layout.micro_batch_seqs, 'sequence')} a micro-batch"
         + (", sequence parallel" if layout.sequence_parallel else "")
     )
     out.print(job_plan.reason, markup=False)
     _show_forecast(out, job_plan.forecast)
+    out.print()
     out.print(_memory_table(job_plan))
     if job_plan.alternatives:
+        out.print()
         out.print(_alternatives_table(job_plan))
     _show_rejected(out, job_plan)
 
@@ -127,7 +129,9 @@ def _show_forecast(out: "Console", forecast: "Forecast") -> None:
         table.add_row(part.name, duration_text(part.seconds), f"{share:.1%}")
     table.add_section()
     table.add_row("step", duration_text(forecast.step_s), "100.0%", style="bold")
+    out.print()
     out.print(table)
+    out.print()
     per_gpu = forecast.tokens_per_s / forecast.num_ranks
     out.print(
         f"{count_text(forecast.num_tokens)} tokens a step, "
@@ -149,23 +153,24 @@ def _mfu_text(forecast: "Forecast") -> str:
 
 
 def _memory_table(job_plan: "JobPlan") -> "Table":
-    from trimtab.core.units import memory_text
+    from trimtab.core.units import counted, memory_unit
 
-    title = "Memory of the fullest rank of each stage"
+    stages = job_plan.forecast.memory
+    unit, unit_bytes = memory_unit(max(stage.total_bytes for stage in stages))
+    title = f"Memory of the fullest rank of each stage, in {unit}"
     headings = (f"{heading} >" for heading in _MEMORY_COLUMNS.values())
     table = _table(title, "stage", "layers >", *headings, "verdict")
-    stages = job_plan.forecast.memory
     fullest = sorted(stages, key=lambda stage: stage.total_bytes)[-_SHOWN_STAGES:]
     for stage in sorted(fullest, key=lambda stage: stage.stage):
         table.add_row(
             str(stage.stage),
             str(job_plan.placement.stage_layers[stage.stage]),
-            *(memory_text(getattr(stage, name)) for name in _MEMORY_COLUMNS),
+            *(f"{getattr(stage, name) / unit_bytes:.1f}" for name in _MEMORY_COLUMNS),
             _verdict_text(stage),
         )
     if len(stages) > _SHOWN_STAGES:
         table.caption = (
-            f"... and {len(stages) - _SHOWN_STAGES} stages with less; --json has all"
+            f"... and {counted(len(stages) - _SHOWN_STAGES, 'stage')} with less; --json has all"
         )
     return table
 
@@ -193,7 +198,9 @@ def _alternatives_table(job_plan: "JobPlan") -> "Table":
 
 
 def _show_rejected(out: "Console", job_plan: "JobPlan") -> None:
+    out.print()
     if not job_plan.rejected:
+        out.print("nothing ruled out", style="dim")
         return
     from rich.markup import escape
 
@@ -217,6 +224,7 @@ def _table(title: str, *columns: str) -> "Table":
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        show_edge=False,
         padding=(0, 1, 0, 0),
     )
     for column in columns:

@@ -101,19 +101,19 @@ def _show(
 ) -> None:
     from rich.markup import escape
 
-    from trimtab.core.units import duration_text
+    from trimtab.core.units import counted, duration_text
 
     out.print(
-        f"[bold]{len(lengths)} sequences[/bold], {sum(lengths):,} tokens, longest "
-        f"{max(lengths):,}, on {num_ranks} GPUs with profile {escape(profile.name)} "
+        f"[bold]{counted(len(lengths), 'sequence')}[/bold], "
+        f"{sum(lengths):,} tokens, longest {max(lengths):,}, on "
+        f"{counted(num_ranks, 'GPU')} with profile {escape(profile.name)} "
         f"({profile.evidence}, {profile.token_cap:,} tokens a GPU)"
     )
-    num_waves = len(step_plan.waves)
     out.print(
         f"[bold]step {duration_text(step_plan.step_s)}[/bold], at most "
         f"{step_plan.gap_fraction:.1%} over the best possible "
         f"(bound {duration_text(step_plan.lower_bound_s)}); "
-        f"{num_waves} wave{'' if num_waves == 1 else 's'}; "
+        f"{counted(len(step_plan.waves), 'wave')}; "
         f"{step_plan.method}, solved in {duration_text(step_plan.solve_s)}"
     )
     if uniform is not None:
@@ -132,7 +132,7 @@ def _show(
         )  # fmt: skip
     if len(step_plan.waves) > _DRAWN_WAVES:
         rest = len(step_plan.waves) - _DRAWN_WAVES
-        out.print(f"... and {rest} more waves; --json has them all")
+        out.print(f"... and {counted(rest, 'more wave')}; --json has them all")
 
 
 def _show_wave(
@@ -145,7 +145,7 @@ def _show_wave(
     num_ranks: int,
     colours: dict[int, str],
 ) -> None:
-    from trimtab.core.units import duration_text
+    from trimtab.core.units import counted, duration_text
     from trimtab.planners.costs import group_s
 
     seconds = [
@@ -158,11 +158,11 @@ def _show_wave(
         f"[{colours[degree]}]{counts[degree]} x degree {degree}[/{colours[degree]}]"
         for degree in sorted(counts, reverse=True)
     )
-    num_sequences = sum(len(group.sequences) for group in wave.groups)
+    sequences = counted(sum(len(group.sequences) for group in wave.groups), "sequence")
     out.print()
     out.print(
         f"[bold]wave {number}[/bold]  {duration_text(max(seconds))}  "
-        f"{num_sequences} sequences  {busy / max(seconds) / num_ranks:.0%} busy  {groups}"
+        f"{sequences}  {busy / max(seconds) / num_ranks:.0%} busy  {groups}"
     )
     if num_ranks <= _MOST_DRAWN_RANKS:
         for line in _rank_lines(wave, num_ranks=num_ranks, colours=colours):
