@@ -55,6 +55,17 @@ def test_a_busy_port_ends_with_one_line_and_exit_2(
     )
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_one_line_and_exit_2(
+    host: str, sample: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--runs-dir", str(sample.root), "--host", host, "--port", "0", "--no-open"]
+    assert main(["dashboard", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"error: --host: {host!r} is no address of this machine\n"
+
+
 def test_an_unknown_run_is_refused_before_anything_is_served(
     sample: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ so that a web page elsewhere cannot read runs through a name it makes point here
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import json
 import socket
@@ -102,6 +103,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"--host: {host!r} is no address of this machine") from error
         raise InputError(
             f"--port: cannot listen on port {port} of {host}: {error.strerror}; "
             "give another with --port (0 takes any free one)"
