@@ -31,6 +31,7 @@ from trimtab.core.events import (
     StopJob,
 )
 from trimtab.core.job import JobState, Request
+from trimtab.core.units import counted
 from trimtab.launch.api import Launcher, RankExit, Rendezvous, RunningRanks
 from trimtab.monitor.collector import Collector
 from trimtab.monitor.gpus import GpuSampler
@@ -105,7 +106,7 @@ class Controller:
             if not self._num_cancels:
                 ranks = self._launcher.start(self._request, rendezvous=rendezvous)
                 self._say(
-                    f"attempt {self._attempt}: {_ranks_text(self._request.num_ranks)} started"
+                    f"attempt {self._attempt}: {counted(self._request.num_ranks, 'rank')} started"
                 )
                 self._watch(ranks, collector)
         finally:
@@ -223,10 +224,6 @@ class Controller:
 
     def _say(self, line: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
-
-
-def _ranks_text(num_ranks: int) -> str:
-    return f"{num_ranks} rank{'s' * (num_ranks != 1)}"
 
 
 def write_end(run: RunDir, verdict: Verdict, *, now_s: float) -> None:

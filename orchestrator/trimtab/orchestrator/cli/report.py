@@ -142,7 +142,9 @@ def _labels(comparison: "Comparison") -> tuple[str, str]:
 
 
 def _steps_text(report: "RunReport") -> str:
-    ranks = "1 rank" if report.num_ranks == 1 else f"{report.num_ranks} ranks"
+    from trimtab.core.units import counted
+
+    ranks = counted(report.num_ranks, "rank")
     text = f"{report.num_steps} of {report.num_steps_asked} on {ranks}"
     if report.num_attempts > 1:
         text += f", in {report.num_attempts} attempts"
