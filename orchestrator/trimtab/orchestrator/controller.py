@@ -105,9 +105,8 @@ class Controller:
         try:
             if not self._num_cancels:
                 ranks = self._launcher.start(self._request, rendezvous=rendezvous)
-                self._say(
-                    f"attempt {self._attempt}: {counted(self._request.num_ranks, 'rank')} started"
-                )
+                ranks_text = counted(self._request.num_ranks, "rank")
+                self._say(f"attempt {self._attempt}: {ranks_text} started")
                 self._watch(ranks, collector)
         finally:
             collector.close()
