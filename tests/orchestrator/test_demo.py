@@ -55,7 +55,7 @@ def test_the_longest_document_fits_whatever_the_ranks(num_ranks: int, token_cap:
 
 
 def test_too_many_ranks_are_refused_with_the_number_there_are() -> None:
-    with pytest.raises(InputError, match="has 16 GPUs, got 17"):
+    with pytest.raises(InputError, match="has 16 devices, got 17"):
         demo.demo_job(num_steps=1, num_ranks=17)
 
 
