@@ -264,7 +264,7 @@ def test_secrets_appear_in_no_file_and_no_output(
         ("training.learning_rat=1", "learning_rate"),
         ("cluster.nodes[0].intra_node.gb_per_s=-1", "gb_per_s"),
         ("data.sources=[{path: empty}]", "empty"),
-        ("num_ranks=3", "2 GPUs"),
+        ("num_ranks=3", "2 devices"),
         ("profile.token_cap=100", "token"),
     ],
     ids=["unknown-key", "negative-bandwidth", "empty-folder", "too-many-ranks", "too-long"],
