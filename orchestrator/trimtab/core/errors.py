@@ -9,9 +9,10 @@
 └── `NoRestartError`    the job ran and failed in a way that will repeat
 """
 
+import contextlib
 import difflib
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _MOST_SHOWN = 40
 
@@ -78,6 +79,15 @@ def shown(value: object) -> str:
     if len(text) <= _MOST_SHOWN:
         return text
     return f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"
+
+
+@contextlib.contextmanager
+def placed(place: object) -> Iterator[None]:
+    """Put `place`, a file or a field, in front of the message of an `InputError` inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trimtab.core import serde
 from trimtab.core.cluster import ClusterSpec
-from trimtab.core.errors import InputError, shown, unknown_name_message
+from trimtab.core.errors import InputError, placed, shown, unknown_name_message
 from trimtab.core.job import (
     BYTE_TOKENIZER,
     STDLIB_SOURCE,
@@ -77,10 +77,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         _apply_override(config, override)
     document = _plain(config, source=str(path))
     label = f"{path} (+ overrides)" if overrides else str(path)
-    try:
+    with placed(label):
         return _job(document, folder=path.resolve().parent)
-    except InputError as error:
-        raise InputError(f"{label}: {error}") from error
 
 
 def load_cluster(path: str | Path) -> ClusterSpec:
@@ -91,10 +89,8 @@ def load_cluster(path: str | Path) -> ClusterSpec:
     """
     path = Path(path)
     document = read_mapping(path)
-    try:
+    with placed(path):
         return cluster_from_document(document)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def load_model(path: str | Path) -> ModelSpec:
@@ -104,10 +100,8 @@ def load_model(path: str | Path) -> ModelSpec:
         InputError: The file is missing or malformed, or the model is not supported.
     """
     document, path = _read_model(Path(path))
-    try:
+    with placed(path):
         return _model(document, name=path.resolve().parent.name, path="model")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def load_profile(path: str | Path) -> StepProfile:
@@ -118,10 +112,8 @@ def load_profile(path: str | Path) -> StepProfile:
     """
     path = Path(path)
     document = read_mapping(path)
-    try:
+    with placed(path):
         return profile_from_document(document)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def read_text(path: Path) -> str:
@@ -209,10 +201,8 @@ def _model(document: dict[str, Any], *, name: str, path: str) -> ModelSpec:
 def _profile(section: Any) -> StepProfile | None:
     if section is None:
         return None
-    try:
+    with placed("profile"):
         return profile_from_document(_mapping(section, "profile"))
-    except InputError as error:
-        raise InputError(f"profile: {error}") from error
 
 
 def _layout(section: Any, *, num_ranks: Any) -> Layout | None:
@@ -269,16 +259,14 @@ def _without_references(config: Any, *, path: Path) -> Any:
 
 def _read_reference(key: str, text: str, *, folder: Path, source: str) -> Any:
     target = folder / Path(text).expanduser()
-    try:
-        if key == "model":
-            document, found = _read_model(target)
+    with placed(f"{source}: {key}"):
+        if key != "model":
+            return read_mapping(target)
+        document, found = _read_model(target)
+        if is_hf_config(document):
             name = found.resolve().parent.name
-            if is_hf_config(document):
-                return {"name": name, **document, _READ_FROM: str(found)}
-            return document
-        return read_mapping(target)
-    except InputError as error:
-        raise InputError(f"{source}: {key}: {error}") from error
+            return {"name": name, **document, _READ_FROM: str(found)}
+        return document
 
 
 def _read_model(path: Path) -> tuple[dict[str, Any], Path]:

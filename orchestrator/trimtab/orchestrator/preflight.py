@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import TYPE_CHECKING, Final
 
-from trimtab.core.errors import InfeasibleError, InputError
+from trimtab.core.errors import InfeasibleError, InputError, placed
 from trimtab.core.job import BYTE_TOKENIZER, DataSpec, JobSpec
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
@@ -63,10 +63,8 @@ def _check_start(folder: Path, model: ModelSpec) -> None:
     field = "checkpoint.start_from"
     if not folder.is_dir():
         raise InputError(f"{field}: expected a Hugging Face folder, but {folder} is none")
-    try:
+    with placed(field):
         config = read_mapping(folder / "config.json")
-    except InputError as error:
-        raise InputError(f"{field}: {error}") from error
     if config.get("model_type") not in _START_TYPES:
         raise InputError(
             f"{field}: {folder / 'config.json'} has model_type {config.get('model_type')!r}; "
