@@ -135,10 +135,11 @@ class Trainer:
         """One step; returns whether any rank was asked to stop."""
         self._telemetry.progress(step, lambda: self._clock.doing)
         self._clock.start(num_waves=0)
-        lengths = self._sampler.batch_lengths(step - 1)
+        batch = self._sampler.batch(step - 1)
+        lengths = self._corpus.train.lengths[batch].tolist()
         plan = self._receive_plan(step, lengths)
         num_tokens = sum(lengths)
-        my_loss, my_tokens = self._run_waves(step, plan, num_tokens=num_tokens)
+        my_loss, my_tokens = self._run_waves(plan, batch, num_tokens=num_tokens)
         sums = torch.tensor([my_loss, float(stop_asked())], dtype=torch.float64)
         dist.all_reduce(sums)  # the slowest rank's arrival: whatever it takes is waiting
         with self._clock.part("gradient sync"):
@@ -174,12 +175,13 @@ class Trainer:
             )
         return bool(sums[1])
 
-    def _run_waves(self, step: int, plan: StepPlan, *, num_tokens: int) -> tuple[float, int]:
+    def _run_waves(
+        self, plan: StepPlan, batch: Int64Array, *, num_tokens: int
+    ) -> tuple[float, int]:
         """Forward and backward of this rank's groups; the sum of its losses, and its tokens."""
         self._clock.expect_waves(len(plan.waves))
         self._groups.prepare(plan)
         self.engine.zero_gradients()
-        batch = self._sampler.batch(step - 1)
         my_loss = torch.zeros((), dtype=torch.float64, device=device())
         my_tokens = 0
         for index, group in self._my_groups(plan):
