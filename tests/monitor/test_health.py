@@ -7,7 +7,7 @@ from trimtab.core.events import (
     RankProgressed,
     RankStarted,
     StepFinished,
-    StopJob,
+    StopAttempt,
 )
 from trimtab.monitor.health import Health
 
@@ -38,7 +38,7 @@ def healthy(num_ranks: int = 4, *events: AnyEvent, now_s: float = 0.0) -> Health
 def test_a_killed_rank_stops_the_job_and_the_reason_says_who_where_and_how() -> None:
     health = healthy(4, doing("forward", rank=2))
     assert health.handle(exited(2, None, signal="SIGKILL"), 5.0) == (
-        StopJob(
+        StopAttempt(
             reason=(
                 "rank 2 was killed by SIGKILL; it was last seen in step 12, doing: forward"
             ),
@@ -59,7 +59,7 @@ def test_the_reason_ends_with_the_last_line_of_the_log() -> None:
 @pytest.mark.parametrize(("code", "restartable"), [(1, True), (2, False), (93, False)])
 def test_exit_codes_2_and_93_are_not_to_be_restarted(code: int, restartable: bool) -> None:
     (action,) = healthy().handle(exited(0, code), 1.0)
-    assert isinstance(action, StopJob)
+    assert isinstance(action, StopAttempt)
     assert action.restartable is restartable
 
 
@@ -82,7 +82,7 @@ def test_a_silent_rank_stops_the_job_once() -> None:
     health.handle(doing("waiting", rank=0), 60.0)
     assert health.tick(60.0) == ()
     assert health.tick(61.0) == (
-        StopJob(
+        StopAttempt(
             reason=(
                 "rank 1 has sent nothing for 1 min 1 s; "
                 "it was last seen in step 12, doing: optimizer"
@@ -157,9 +157,9 @@ def finished(rank: int, *, step: int, step_s: float) -> StepFinished:
     return StepFinished(time_s=0.0, step=step, rank=rank, step_s=step_s, parts=(), num_tokens=1)
 
 
-def beaten(health: Health, *beats: RankProgressed, until_s: float) -> list[StopJob]:
+def beaten(health: Health, *beats: RankProgressed, until_s: float) -> list[StopAttempt]:
     """What `health` asks for while the same heartbeats come every 10 s from 10 s on."""
-    actions: list[StopJob] = []
+    actions: list[StopAttempt] = []
     for now_s in range(10, int(until_s) + 1, 10):
         for beat in beats:
             actions += health.handle(beat, float(now_s))
@@ -177,7 +177,7 @@ def test_ranks_that_report_but_stay_where_they_are_are_hung_after_ten_minutes() 
         health.handle(place, 0.0)
     assert beaten(health, *places, until_s=600.0) == []
     assert beaten(health, *places, until_s=610.0) == [
-        StopJob(
+        StopAttempt(
             reason=(
                 "no rank has moved for 10 min 10 s: rank 3 in step 4, backward; "
                 "ranks 0-2, 4 in step 4, waiting"

@@ -7,7 +7,7 @@ from trimtab.core.events import (
     RankProgressed,
     RunResumed,
     StepFinished,
-    StopJob,
+    StopAttempt,
 )
 from trimtab.core.job import JobHandle, JobState
 from trimtab.orchestrator.verdict import Course, error_line, root_cause
@@ -131,7 +131,7 @@ def test_one_rank_that_forbids_a_restart_is_enough(course: Course) -> None:
 
 
 def test_a_hang_is_told_in_the_monitors_words(course: Course) -> None:
-    stop = StopJob(reason="rank 1 has sent nothing for 60 s", restartable=True)
+    stop = StopAttempt(reason="rank 1 has sent nothing for 60 s", restartable=True)
     course.note(exited(1, time_s=20.0, signal="SIGKILL"))
     verdict = course.verdict(stop=stop, cancelled=False, asked_s=15.0)
     assert verdict.reason.startswith("rank 1 has sent nothing for 60 s; there is no checkpoint")

@@ -19,7 +19,7 @@ from trimtab.core.events import (
     RankProgressed,
     RankStarted,
     StepFinished,
-    StopJob,
+    StopAttempt,
 )
 from trimtab.core.units import duration_text
 
@@ -84,7 +84,7 @@ class Health:
         """None: no step has finished."""
         self._stopped = False
 
-    def handle(self, event: AnyEvent, now_s: float) -> tuple[StopJob, ...]:
+    def handle(self, event: AnyEvent, now_s: float) -> tuple[StopAttempt, ...]:
         """What to do because of `event`, which arrived at `now_s`."""
         self._note_beginning(now_s)
         rank = getattr(event, "rank", None)
@@ -102,7 +102,7 @@ class Health:
             )
         return ()
 
-    def tick(self, now_s: float) -> tuple[StopJob, ...]:
+    def tick(self, now_s: float) -> tuple[StopAttempt, ...]:
         """What to do because it is `now_s`; call it every second or so."""
         self._note_beginning(now_s)
         silent = [rank for rank in self._signs if self._is_silent(rank, now_s)]
@@ -115,7 +115,7 @@ class Health:
             return self._stop(reason, restartable=True)
         return ()
 
-    def _stop_silent(self, silent: list[int], now_s: float) -> tuple[StopJob, ...]:
+    def _stop_silent(self, silent: list[int], now_s: float) -> tuple[StopAttempt, ...]:
         first = min(silent, key=lambda rank: (self._signs[rank].step, self._seen_s(rank)))
         sign = self._signs[first]
         others = f" ({len(silent) - 1} other ranks are silent too)" if len(silent) > 1 else ""
@@ -149,11 +149,11 @@ class Health:
         steps_s = STALL_STEPS * (self._longest_step_s or 0.0)
         return max(factor * self._silent_rank_s, steps_s)
 
-    def _stop(self, reason: str, *, restartable: bool) -> tuple[StopJob, ...]:
+    def _stop(self, reason: str, *, restartable: bool) -> tuple[StopAttempt, ...]:
         if self._stopped:
             return ()
         self._stopped = True
-        return (StopJob(reason=reason, restartable=restartable),)
+        return (StopAttempt(reason=reason, restartable=restartable),)
 
 
 def _renewed(sign: _LifeSign, event: AnyEvent, *, now_s: float) -> _LifeSign:

@@ -43,6 +43,50 @@ class AttemptStarted(Event):
     """1 for the first start; one more for each resume."""
     num_ranks: int
     layout: str
+    nodes: tuple[str, ...] = ()
+    """The nodes in the order of their ranks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded(Event):
+    """No rank of an attempt runs any more."""
+
+    attempt: int
+    reason: str
+    """Why it ended."""
+    decision: str
+    """What happens next, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFound(Event):
+    """An agent has reported from a node: what is really there."""
+
+    node: str
+    host: str
+    address: str
+    num_cores: int
+    num_gpus: int
+    gpu: str
+    """Device name, empty where there is none."""
+    interfaces: tuple[str, ...]
+    """Network interfaces that are up, as `eth0 10.0.0.4`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLost(Event):
+    """A node cannot be used any more."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFrozen(Event):
+    """A rank's process does not run although it lives: stopped by a signal or a debugger."""
+
+    rank: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +232,10 @@ class JobFinished(Event):
 
 AnyEvent = (
     AttemptStarted
+    | AttemptEnded
+    | NodeFound
+    | NodeLost
+    | RankFrozen
     | RankStarted
     | RankProgressed
     | StepPlanned
@@ -204,10 +252,14 @@ AnyEvent = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopJob:
-    """End every rank; the job has failed."""
+class StopAttempt:
+    """End every rank of this attempt; the supervisor decides what comes next."""
 
     reason: str
     """Why, in words a person on call can read."""
     restartable: bool
     """False: the failure would repeat."""
+    node: str | None = None
+    """The node to blame, where that is known."""
+    rank: int | None = None
+    """The rank to blame, where that is known."""

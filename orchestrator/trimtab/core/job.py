@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal, get_args
 
 from trimtab.core import checks
@@ -10,6 +11,7 @@ from trimtab.core.errors import InputError
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
+from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions
 
 DataFormat = Literal["auto", "text", "jsonl", "megatron"]
 DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)
@@ -29,7 +31,7 @@ STDLIB_SOURCE = "stdlib:"
 BYTE_TOKENIZER = "byte"
 """The tokenizer to which every byte is a token."""
 
-SchedulerName = Literal["local"]
+SchedulerName = Literal["local", "slurm", "ray"]
 SCHEDULERS: tuple[str, ...] = get_args(SchedulerName)
 
 
@@ -179,6 +181,8 @@ class JobSpec:
     cluster: ClusterSpec
     num_ranks: int
     """How many GPUs (or CPU processes) of the cluster to use."""
+    num_nodes: int | None = None
+    """How many machines share the ranks evenly; None: as few as the cluster's nodes allow."""
     data: DataSpec
     training: TrainingSpec
     layout: Layout | None = None
@@ -188,10 +192,13 @@ class JobSpec:
     step_planning: StepPlanningSpec = StepPlanningSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     telemetry: TelemetrySpec = TelemetrySpec()
+    restart: RestartSpec = RestartSpec()
+    slurm: SlurmOptions = SlurmOptions()
+    ray: RayOptions = RayOptions()
 
     def __post_init__(self) -> None:
         checks.not_empty("name", self.name)
-        checks.whole_number("num_ranks", self.num_ranks)
+        _check_ranks(self.num_ranks, self.num_nodes)
         if self.num_ranks > self.cluster.num_gpus:
             raise InputError(
                 f"num_ranks: the cluster {self.cluster.name!r} has "
@@ -215,6 +222,52 @@ class JobSpec:
                 "data.held_out_fraction: evaluation needs held-out documents, got 0; raise it, "
                 "or set training.evaluate_every_steps: 0"
             )
+
+
+    @property
+    def needs_gpus(self) -> bool:
+        """Whether a rank is a GPU; otherwise it is a process on a CPU."""
+        return not all(node.gpu.is_cpu for node in self.cluster.nodes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptSpec:
+    """A user's own training script, started and supervised like a job of ours.
+
+    It finds what `torchrun` would give it in its environment: `RANK`, `WORLD_SIZE`,
+    `LOCAL_RANK`, `LOCAL_WORLD_SIZE`, `GROUP_RANK`, `MASTER_ADDR`, `MASTER_PORT`.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    """The command line of every rank; no shell reads it."""
+    folder: str
+    """Where the ranks are started: the working directory of the submission."""
+    num_ranks: int
+    num_nodes: int | None = None
+    needs_gpus: bool = False
+    """Whether every rank takes one GPU."""
+    telemetry: TelemetrySpec = TelemetrySpec()
+    restart: RestartSpec = RestartSpec()
+    slurm: SlurmOptions = SlurmOptions()
+    ray: RayOptions = RayOptions()
+
+    def __post_init__(self) -> None:
+        checks.not_empty("name", self.name)
+        checks.not_empty("script", self.argv)
+        _check_ranks(self.num_ranks, self.num_nodes)
+
+
+def _check_ranks(num_ranks: int, num_nodes: int | None) -> None:
+    checks.whole_number("num_ranks", num_ranks)
+    if num_nodes is None:
+        return
+    checks.whole_number("num_nodes", num_nodes)
+    if num_ranks % num_nodes:
+        raise InputError(
+            f"num_nodes: {num_ranks} ranks cannot be shared evenly by {num_nodes} nodes; choose "
+            "a divisor of num_ranks"
+        )
 
 
 def _check_profile(profile: StepProfile, model: ModelSpec) -> None:
@@ -246,7 +299,10 @@ class JobState(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHandle:
-    """The name of a submitted job, written `local://20261120-161500-demo`."""
+    """The name of a submitted job: `local://20261120-161500-demo`, `slurm://1234`, `ray://ID`.
+
+    A local job's id is its run's; Slurm and Ray give their own.
+    """
 
     scheduler: SchedulerName
     job_id: str
@@ -262,14 +318,14 @@ class JobHandle:
 
     @classmethod
     def parse(cls, text: str) -> "JobHandle":
-        """Read `local://ID`.
+        """Read `local://ID`, `slurm://ID` or `ray://ID`.
 
         Raises:
             InputError: `text` has another form, or an unknown scheduler.
         """
         scheduler, separator, job_id = text.partition("://")
         if not separator:
-            raise InputError(f"handle: expected the form local://ID, got {text!r}")
+            raise InputError(f"handle: expected the form local://ID, slurm://ID or ray://ID, got {text!r}")
         return cls(scheduler=scheduler, job_id=job_id)  # type: ignore[arg-type]  # checked there
 
 
@@ -283,19 +339,45 @@ class EnvVar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What `--dry-run` prints and what is submitted, byte for byte.
+    """What `--dry-run` shows and what is submitted, byte for byte.
 
     Secrets are not part of it: processes inherit those (`WANDB_API_KEY`, `HF_TOKEN`) from the
     submitting shell's environment.
     """
 
-    handle: JobHandle
+    scheduler: SchedulerName
     run_dir: str
+    """Its last part is the run's id."""
     argv: tuple[str, ...]
     """Command line of every rank; no shell ever reads it."""
     environment: tuple[EnvVar, ...]
-    """Variables that all ranks share; the launcher adds each rank's own."""
+    """Variables that all ranks share; each rank's own are added when it starts."""
     num_ranks: int
-    job: JobSpec
-    layout: Layout
-    """The layout that runs: the job's own, or dp = `num_ranks`."""
+    num_nodes: int
+    """Ranks are numbered node by node, `num_ranks / num_nodes` on each."""
+    job: JobSpec | ScriptSpec
+    layout: Layout | None
+    """The layout that runs: the job's own, or dp = `num_ranks`. None: a script has its own."""
+    submission: str = ""
+    """What the scheduler is given: an sbatch script, or a Ray job as JSON; local: nothing."""
+
+    @property
+    def run_id(self) -> str:
+        return PurePath(self.run_dir).name
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.num_ranks // self.num_nodes
+
+    @property
+    def training(self) -> tuple[JobSpec, Layout]:
+        """The training job and its layout.
+
+        Raises:
+            InputError: The request runs a script of the user's.
+        """
+        if isinstance(self.job, ScriptSpec) or self.layout is None:
+            raise InputError(
+                f"{self.run_id} runs a script of its own, whose steps Trimtab does not know"
+            )
+        return self.job, self.layout

@@ -28,7 +28,7 @@ from trimtab.core.events import (
     CheckpointSaved,
     JobFinished,
     RankExited,
-    StopJob,
+    StopAttempt,
 )
 from trimtab.core.job import JobState, Request
 from trimtab.core.units import counted
@@ -74,7 +74,7 @@ class Controller:
             self._course.note_earlier_checkpoint(earlier.step)
         self._num_cancels = 0
         self._is_cancel_told = False
-        self._stop: StopJob | None = None
+        self._stop: StopAttempt | None = None
         self._asked_s: float | None = None
         """When the ranks were asked to stop (wall clock)."""
         self._kill_at_s: float | None = None
@@ -160,7 +160,7 @@ class Controller:
         if self._num_cancels > 1 or (self._kill_at_s is not None and now_s > self._kill_at_s):
             ranks.kill()
 
-    def _tick(self, now_s: float) -> Sequence[StopJob]:
+    def _tick(self, now_s: float) -> Sequence[StopAttempt]:
         actions = self._health.tick(now_s)
         self._record(self._alerts(actions))
         return actions
@@ -214,7 +214,7 @@ class Controller:
             last_words="" if ended.is_clean else words,
         )
 
-    def _alerts(self, actions: Sequence[StopJob]) -> list[Alert]:
+    def _alerts(self, actions: Sequence[StopAttempt]) -> list[Alert]:
         """Every action as something a person can read later."""
         return [
             Alert(time_s=time.time(), severity="critical", message=action.reason)

@@ -18,7 +18,7 @@ from trimtab.core.events import (
     RunResumed,
     StepFinished,
     StepSummarized,
-    StopJob,
+    StopAttempt,
 )
 from trimtab.core.job import JobHandle, JobState
 
@@ -97,7 +97,7 @@ class Course:
     def verdict(
         self,
         *,
-        stop: StopJob | None,
+        stop: StopAttempt | None,
         cancelled: bool,
         asked_s: float | None,
         ended_at_once: bool = False,
