@@ -58,6 +58,8 @@ class RunState:
     """When its controller was first asked to end it."""
     finished_s: float | None = None
     controller: ProcessId | None = None
+    keeper: ProcessId | None = None
+    """Starts the controller again when that is killed."""
     exit_code: int | None = None
     """What `submit --wait` ends with; None until the job has finished."""
 
@@ -65,7 +67,9 @@ class RunState:
         """This state, or FAILED where the process that would have written that is gone."""
         if self.state.is_final:
             return self
-        if self.controller is not None and not self.controller.is_alive:
+        if self.controller is not None and not (
+            self.controller.is_alive or (self.keeper is not None and self.keeper.is_alive)
+        ):
             return self._failed(f"its controller (pid {self.controller.pid}) died")
         if self.controller is None and now_s - self.submitted_s > START_TIMEOUT_S:
             return self._failed("its controller never started; see logs/controller.log")
