@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.orchestrator.logs import last_words, without_secrets
+from trimtab.launch.logs import last_words, without_secrets
 
 
 def test_the_last_words_are_the_last_twelve_lines(tmp_path: Path) -> None:

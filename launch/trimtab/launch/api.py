@@ -1,10 +1,11 @@
-"""The two seams to a scheduler: from outside (`Scheduler`) and from inside a job (`Allocation`).
+"""The seams to a scheduler: from outside (`Scheduler`), from inside a job (`Allocation`).
 
-    submitter --Scheduler.submit--> keeper -> controller --Allocation.start_agents--> agents -> ranks
+    submitter --Scheduler.submit--> keeper -> controller
+                                              --Allocation.start_agents--> agents -> ranks
 
 Outside, a scheduler takes a `Request` as it stands, tells how the job is and ends it. Inside,
 the controller holds an allocation of nodes, has one agent started on each, and talks to the
-agents itself (`pool.py`): starting, watching and ending ranks is the same everywhere.
+agents itself (`fleet.py`): starting, watching and ending ranks is the same everywhere.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -118,9 +119,11 @@ class Allocation(Protocol):
     def controller_host(self) -> str:
         """The address to listen on: the other nodes reach the controller there."""
 
-    def acquire(
-        self, num_nodes: int, *, exclude: Collection[str]
-    ) -> tuple[AllocatedNode, ...]:
+    @property
+    def can_move(self) -> bool:
+        """Whether `go_elsewhere` can bring the job to other nodes."""
+
+    def acquire(self, num_nodes: int, *, exclude: Collection[str]) -> tuple[AllocatedNode, ...]:
         """Up to `num_nodes` usable nodes in the order in which ranks are numbered.
 
         Args:
@@ -140,9 +143,9 @@ class Allocation(Protocol):
         """
 
     def release(self, node: str) -> None:
-        """Give a lost node back, so that the allocation is without it; where that is possible."""
+        """Give a lost node back, where the scheduler takes one back from a running job."""
 
-    def go_elsewhere(self, *, exclude: Collection[str], reason: str) -> "Move | None":
+    def go_elsewhere(self, *, exclude: Collection[str], reason: str) -> "Move":
         """Have the job run again on other nodes, from the queue; this one then ends.
 
         The last call of a controller, which may not live to see it return: state is written.
@@ -151,8 +154,8 @@ class Allocation(Protocol):
             exclude: Nodes that must not be in the new allocation.
             reason: Shown by the scheduler where it can.
 
-        Returns:
-            None where that is impossible here.
+        Raises:
+            JobFailedError: The scheduler refuses; the message holds its words.
         """
 
 
@@ -168,7 +171,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankExit:
-    """How a rank's process ended: one of `exit_code` and `signal` is not None, unless its node was lost."""
+    """How a rank's process ended: exactly one of `exit_code` and `signal` is not None."""
 
     rank: int
     exit_code: int | None = None
@@ -176,8 +179,3 @@ class RankExit:
     """`SIGKILL`, say."""
     last_words: str = ""
     """The last lines of its log in this attempt, secrets blotted out."""
-
-
-def rank_log(run_dir: Path, rank: int) -> Path:
-    """Where a rank's output goes: `logs/rank-0003.log`."""
-    return run_dir / "logs" / f"rank-{rank:04d}.log"

@@ -1,211 +1,201 @@
-"""Ranks as processes of this machine."""
+"""This machine as a scheduler: a job starts at once, in processes that outlive the terminal."""
 
-import datetime
 import os
 import signal
+import socket
 import subprocess
-import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from trimtab.core.errors import InputError, JobFailedError
-from trimtab.core.job import EnvVar, JobHandle, JobSpec, Request
+from trimtab.core.job import EnvVar, JobHandle, JobSpec, Request, ScriptSpec
 from trimtab.core.plan import Layout
 from trimtab.launch import tether
-from trimtab.launch.api import RankExit, Rendezvous, rank_log
+from trimtab.launch.agent import NODE_VARIABLE, TOKEN_VARIABLE
+from trimtab.launch.api import AgentOrder, AgentStep, AllocatedNode, Move, SchedulerView
 from trimtab.launch.limits import check_runnable
+from trimtab.launch.processes import usable_cores
 
 MAX_LOCAL_RANKS: Final = 64
 """More processes than this on one machine are taken for a mistake."""
 
+_LOOPBACK: Final = "127.0.0.1"
 
-class LocalLauncher:
-    """Starts one process for each rank on this machine, in a process group of its own."""
 
-    def __init__(self, *, argv: tuple[str, ...], num_cores: int | None = None) -> None:
-        """Make a launcher.
+class LocalScheduler:
+    """Runs jobs on this machine."""
+
+    def __init__(
+        self,
+        *,
+        rank_argv: tuple[str, ...],
+        keeper_argv: tuple[str, ...],
+        num_cores: int | None = None,
+    ) -> None:
+        """Make a scheduler.
 
         Args:
-            argv: Command line of a rank; the run directory is added to its end.
+            rank_argv: Command line of a rank; the run directory is added to its end.
+            keeper_argv: Command line of a job's keeper; so here.
             num_cores: Cores to share out to the ranks; None: `usable_cores()`.
         """
-        self._argv = argv
+        self._rank_argv = rank_argv
+        self._keeper_argv = keeper_argv
         self._num_cores = num_cores or usable_cores()
 
     def prepare(
-        self, job: JobSpec, *, layout: Layout, handle: JobHandle, run_dir: Path
+        self, job: JobSpec | ScriptSpec, *, layout: Layout | None, run_dir: Path
     ) -> Request:
-        """The request that `start` will carry out; acts on nothing.
+        """The request that `submit` will hand over; acts on nothing.
 
         Raises:
-            InputError: The worker cannot run the job, or there are too many ranks for one
-                machine.
+            InputError: The worker cannot run the job, or it is too large for one machine.
         """
-        check_runnable(job, layout=layout)
         _check_size(job)
+        argv = job.argv if isinstance(job, ScriptSpec) else (*self._rank_argv, str(run_dir))
+        if isinstance(job, JobSpec):
+            assert layout is not None
+            check_runnable(job, layout=layout)
         threads = max(1, self._num_cores // job.num_ranks)
         return Request(
-            handle=handle,
+            scheduler="local",
             run_dir=str(run_dir),
-            argv=(*self._argv, str(run_dir)),
+            argv=argv,
             environment=(
-                EnvVar(name="GLOO_SOCKET_IFNAME", value="lo"),
                 EnvVar(name="OMP_NUM_THREADS", value=str(threads)),
                 EnvVar(name="PYTHONUNBUFFERED", value="1"),
-                *_device_environment(job),
+                *device_environment(job),
             ),
             num_ranks=job.num_ranks,
+            num_nodes=1,
             job=job,
             layout=layout,
         )
 
-    def start(self, request: Request, *, rendezvous: Rendezvous) -> "LocalRanks":
-        """Start every rank of `request`, from the thread that outlives them.
+    def check(self, request: Request) -> None:
+        """Nothing here could refuse a request that was prepared."""
 
-        The kernel ends a rank (SIGTERM) with the thread that started it, so call this from the
-        main thread of the process that watches the ranks.
+    def submit(self, request: Request, *, lock_fd: int | None) -> JobHandle:
+        """Start the job's keeper in a session of its own: it outlives process and terminal.
 
         Raises:
-            JobFailedError: A process could not be started.
+            JobFailedError: It could not be started.
         """
-        ranks = LocalRanks()
+        run_dir = Path(request.run_dir)
+        held = () if lock_fd is None else ("--lock", str(lock_fd))
         try:
-            for rank in range(request.num_ranks):
-                ranks.add(rank, _start_rank(request, rank=rank, rendezvous=rendezvous))
+            with (run_dir / "logs" / "controller.log").open("ab") as log:
+                keeper = subprocess.Popen(
+                    [*self._keeper_argv, str(run_dir), *held],
+                    pass_fds=() if lock_fd is None else (lock_fd,),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                    start_new_session=True,
+                )
         except OSError as error:
-            ranks.kill()
-            ranks.wait()
-            raise JobFailedError(f"rank {rank} could not be started: {error}") from error
-        return ranks
+            raise JobFailedError(f"the job's keeper could not be started: {error}") from error
+        # Reaped here where this process lives longer, so that no zombie is left behind.
+        threading.Thread(target=keeper.wait, name="keeper reaper", daemon=True).start()
+        return JobHandle(scheduler="local", job_id=request.run_id)
+
+    def views(self, handles: Sequence[JobHandle]) -> Mapping[JobHandle, SchedulerView]:
+        """Nothing beyond what the run directory tells."""
+        return {}
+
+    def cancel(self, handle: JobHandle, *, at_once: bool) -> None:
+        """A local job's controller is signalled by who has its run directory."""
+        raise NotImplementedError(f"{handle} is cancelled by a signal to its controller")
 
 
-class LocalRanks:
-    """Running processes, by rank."""
+class LocalAllocation:
+    """This machine, as the one node of a job."""
 
-    def __init__(self) -> None:
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
-
-    def add(self, rank: int, process: subprocess.Popen[bytes]) -> None:
-        """Watch the process of a rank, which leads a process group."""
-        self._processes[rank] = process
+    def __init__(self, *, lock_fd: int | None) -> None:
+        """`lock_fd`: locked file of the run, which the agent and its ranks hold open too."""
+        self._lock_fd = lock_fd
+        self._node = AllocatedNode(
+            name=socket.gethostname(), address=_LOOPBACK, hosts_controller=True
+        )
 
     @property
-    def running(self) -> tuple[int, ...]:
-        return tuple(sorted(self._processes))
+    def controller_host(self) -> str:
+        return _LOOPBACK
 
-    def poll(self) -> tuple[RankExit, ...]:
-        """The ranks that ended since the last call; what they had started is ended too."""
-        exits = tuple(
-            _rank_exit(rank, process.returncode)
-            for rank, process in sorted(self._processes.items())
-            if process.poll() is not None
-        )
-        for ended in exits:
-            _signal_group(self._processes.pop(ended.rank).pid, signal.SIGKILL)
-        return exits
+    @property
+    def can_move(self) -> bool:
+        return False
 
-    def stop(self) -> None:
-        """SIGTERM to every running rank, not to what it has started."""
-        for process in self._processes.values():
-            process.send_signal(signal.SIGTERM)
+    def acquire(self, num_nodes: int, *, exclude: Collection[str]) -> tuple[AllocatedNode, ...]:
+        """This machine, which is all there is: excluding it would help nobody."""
+        return (self._node,)
 
-    def kill(self) -> None:
-        """SIGKILL to every running rank and all it has started."""
-        for process in self._processes.values():
-            _signal_group(process.pid, signal.SIGKILL)
+    def start_agents(self, nodes: Sequence[AllocatedNode], *, order: AgentOrder) -> AgentStep:
+        """Start the agent, which is asked to end when this process dies.
 
-    def wait(self) -> None:
-        """Return when every running rank has ended; `poll` still tells how."""
-        for process in self._processes.values():
-            process.wait()
+        Raises:
+            JobFailedError: It could not be started.
+        """
+        held = () if self._lock_fd is None else ("--lock", str(self._lock_fd))
+        environment = {
+            **os.environ,
+            NODE_VARIABLE: self._node.name,
+            TOKEN_VARIABLE: order.token,
+        }
+        try:
+            process = subprocess.Popen(
+                tether.command((*order.argv, *held)),
+                env=environment,
+                pass_fds=() if self._lock_fd is None else (self._lock_fd,),
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+            )
+        except OSError as error:
+            raise JobFailedError(f"the agent could not be started: {error}") from error
+        return _LocalStep(process)
+
+    def release(self, node: str) -> None:
+        """There is nobody to give it to."""
+
+    def go_elsewhere(self, *, exclude: Collection[str], reason: str) -> Move:
+        """There is nowhere else: `can_move` says so."""
+        raise JobFailedError(f"this machine is the only one: {reason}")
 
 
-def usable_cores() -> int:
-    """Cores this process may run on: those of its CPU set, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+class _LocalStep:
+    """The agent's process."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def poll(self) -> str | None:
+        code = self._process.poll()
+        return None if code is None else f"the agent ended with {code}"
+
+    def end(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
 
 
-def _device_environment(job: JobSpec) -> tuple[EnvVar, ...]:
-    """Hides GPUs this machine may have from ranks that are to run on its CPU."""
-    if all(node.gpu.is_cpu for node in job.cluster.nodes):
+def device_environment(job: JobSpec | ScriptSpec) -> tuple[EnvVar, ...]:
+    """Hides GPUs a machine may have from ranks that are to run on its CPU."""
+    if isinstance(job, JobSpec) and not job.needs_gpus:
         return (EnvVar(name="CUDA_VISIBLE_DEVICES", value=""),)
     return ()
 
 
-def _check_size(job: JobSpec) -> None:
+def _check_size(job: JobSpec | ScriptSpec) -> None:
     if job.num_ranks > MAX_LOCAL_RANKS:
         raise InputError(
             f"num_ranks: expected at most {MAX_LOCAL_RANKS} on one machine, got "
             f"{job.num_ranks}; set num_ranks={MAX_LOCAL_RANKS} or fewer (`trimtab plan` takes "
             "any number)"
         )
-
-
-def _start_rank(
-    request: Request, *, rank: int, rendezvous: Rendezvous
-) -> subprocess.Popen[bytes]:
-    run_dir = Path(request.run_dir)
-    with rank_log(run_dir, rank).open("ab") as log:
-        now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        log.write(f"{attempt_line(rendezvous.attempt)} {now}\n".encode())
-        log.flush()
-        return subprocess.Popen(
-            _tethered(request.argv),
-            env=_environment(request, rank=rank, rendezvous=rendezvous),
-            cwd=run_dir,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            pass_fds=() if rendezvous.lock_fd is None else (rendezvous.lock_fd,),
+    if job.num_nodes not in (None, 1):
+        raise InputError(
+            f"num_nodes: this machine is one node, got {job.num_nodes}; leave it out, or "
+            "submit with -s slurm or -s ray"
         )
-
-
-def attempt_line(attempt: int) -> str:
-    """How the part of a rank's log that belongs to an attempt begins."""
-    return f"--- attempt {attempt}:"
-
-
-def _tethered(argv: tuple[str, ...]) -> list[str]:
-    return [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *argv]
-
-
-def _environment(request: Request, *, rank: int, rendezvous: Rendezvous) -> Mapping[str, str]:
-    shared = {variable.name: variable.value for variable in request.environment}
-    store = Path(request.run_dir) / f"rendezvous-{rendezvous.attempt}"
-    return {
-        **os.environ,
-        **shared,
-        "RANK": str(rank),
-        "WORLD_SIZE": str(request.num_ranks),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(request.num_ranks),
-        "TRIMTAB_RENDEZVOUS": store.as_uri(),
-        "TRIMTAB_COLLECTOR": rendezvous.collector_address,
-        "TRIMTAB_COLLECTOR_TOKEN": rendezvous.collector_token,
-        "TRIMTAB_ATTEMPT": str(rendezvous.attempt),
-    }
-
-
-def _rank_exit(rank: int, return_code: int) -> RankExit:
-    """`return_code` as `subprocess` gives it: minus the signal's number where one ended it."""
-    if return_code >= 0:
-        return RankExit(rank=rank, exit_code=return_code, signal=None)
-    return RankExit(rank=rank, exit_code=None, signal=_signal_name(-return_code))
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no name in Python
-        return f"signal {number}"
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        return

@@ -1,10 +1,8 @@
-"""Reading the ends of log files, of any size and content."""
+"""Where ranks write, and reading the ends of logs of any size and content."""
 
 import os
 from pathlib import Path
 from typing import Final
-
-from trimtab.launch.local import attempt_line
 
 _LAST_WORDS_LINES: Final = 12
 _LAST_WORDS_CHARS: Final = 2_000
@@ -12,6 +10,35 @@ _TAIL_BYTES: Final = 64 * 1024
 _SECRET_NAMES: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 _SHORTEST_SECRET: Final = 8
 """A shorter value (`1`, `true`) would blot out innocent text."""
+
+
+def rank_log(run_dir: Path, rank: int) -> Path:
+    """Where a rank's output goes: `logs/rank-0003.log`."""
+    return run_dir / "logs" / f"rank-{rank:04d}.log"
+
+
+def attempt_line(attempt: int) -> str:
+    """How the part of a rank's log that belongs to an attempt begins."""
+    return f"--- attempt {attempt}:"
+
+
+class LogTail:
+    """What is new in a log since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def read_new(self) -> str:
+        """At most `_TAIL_BYTES` of new text; empty where there is none."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read(_TAIL_BYTES)
+        except OSError:
+            return ""
+        self._offset += len(data)
+        return data.decode(errors="replace")
 
 
 def last_words(path: Path, *, attempt: int | None = None, start: int = 0) -> str:

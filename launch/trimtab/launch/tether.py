@@ -13,10 +13,16 @@ Source: prctl(2), PR_SET_PDEATHSIG.
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
 _NOT_STARTED = 127
 """Exit code of a command that cannot be started; a shell uses the same."""
+
+
+def command(argv: Sequence[str]) -> list[str]:
+    """The command line that runs `argv` tied to this process."""
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv]
 
 
 def main() -> None:
@@ -27,7 +33,7 @@ def main() -> None:
 
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != parent_pid:
-            sys.exit("the process that started this rank has died")
+            sys.exit("the process that started this one has died")
     try:
         os.execvp(command[0], command)  # noqa: S606  no shell is what we want
     except OSError as error:

@@ -4,6 +4,7 @@ An agent connects and sends `{"token": "..."}`, then `AgentHello`, then the othe
 `FromAgent`; the controller answers with those of `ToAgent`.
 """
 
+import json
 from dataclasses import dataclass, field
 
 from trimtab.core import serde
@@ -90,7 +91,8 @@ class AgentSignalled:
 class LogWritten:
     """New output of a rank, where the node cannot see the run directory."""
 
-    rank: int
+    name: str
+    """Of the log, `rank-0003.log`."""
     text: str
 
 
@@ -109,7 +111,10 @@ FromAgent = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReservePort:
-    """Keep a free port for the store that the ranks of this node's first one will hold."""
+    """Keep a free port for the rendezvous store that rank 0, on this node, will hold."""
+
+    host: str
+    """The address to listen on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,10 +132,18 @@ class StartRanks:
     folder: str
     """Working directory of the ranks; made where it is missing."""
     environment: tuple[EnvVar, ...]
+    request_name: str
+    """File in the run directory that holds the request of this attempt."""
     request_text: str
-    """`request.json`, written where the node cannot see the controller's run directory."""
-    store_address: str
-    """`host:port` of the ranks' rendezvous store, held by rank 0."""
+    """Its content, written where the node cannot see the controller's run directory."""
+    node_address: str
+    """Where the other nodes reach this one."""
+    store_host: str
+    """Address of the first node."""
+    store_port: int
+    """Of the ranks' rendezvous store, held by rank 0."""
+    rank_takes_socket: bool
+    """Whether rank 0 inherits the reserved socket; else the port is freed just before."""
     collector_address: str
     collector_token: str = field(repr=False)
     """A secret: it reaches the ranks through their environment only."""
@@ -154,6 +167,11 @@ class Leave:
 
 
 ToAgent = ReservePort | StartRanks | StopRanks | KillRanks | Leave
+
+
+def token_line(token: str) -> bytes:
+    """The first line of a connection."""
+    return json.dumps({"token": token}).encode() + b"\n"
 
 
 def line(message: FromAgent | ToAgent) -> bytes:

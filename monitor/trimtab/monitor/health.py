@@ -1,4 +1,4 @@
-"""Decides from events and the passing of time whether a job must be stopped.
+"""Decides from events and the passing of time whether an attempt must be stopped.
 
 Pure: time arrives as `now_s`, decisions leave as actions. One `Health` watches one attempt.
 
@@ -15,7 +15,9 @@ from typing import Final
 from trimtab.core.errors import ExitCode
 from trimtab.core.events import (
     AnyEvent,
+    NodeLost,
     RankExited,
+    RankFrozen,
     RankProgressed,
     RankStarted,
     StepFinished,
@@ -87,6 +89,9 @@ class Health:
     def handle(self, event: AnyEvent, now_s: float) -> tuple[StopAttempt, ...]:
         """What to do because of `event`, which arrived at `now_s`."""
         self._note_beginning(now_s)
+        if isinstance(event, NodeLost):
+            reason = f"node {event.node} is lost: {event.reason}"
+            return self._stop(reason, restartable=True, node=event.node)
         rank = getattr(event, "rank", None)
         if rank not in self._signs:
             return ()
@@ -98,8 +103,13 @@ class Health:
             self._longest_step_s = max(self._longest_step_s or 0.0, event.step_s)
         if isinstance(event, RankExited) and event.exit_code != ExitCode.OK:
             return self._stop(
-                _exit_reason(event, sign), restartable=event.exit_code not in _REPEATING_EXITS
+                _exit_reason(event, sign),
+                restartable=event.exit_code not in _REPEATING_EXITS,
+                rank=rank,
             )
+        if isinstance(event, RankFrozen):
+            reason = f"rank {rank} does not run: {event.reason}; {_whereabouts(before)}"
+            return self._stop(reason, restartable=True, rank=rank)
         return ()
 
     def tick(self, now_s: float) -> tuple[StopAttempt, ...]:
@@ -121,7 +131,7 @@ class Health:
         others = f" ({len(silent) - 1} other ranks are silent too)" if len(silent) > 1 else ""
         silence = duration_text(now_s - self._seen_s(first))
         reason = f"rank {first} has sent nothing for {silence}; {_whereabouts(sign)}{others}"
-        return self._stop(reason, restartable=True)
+        return self._stop(reason, restartable=True, rank=first)
 
     def _note_beginning(self, now_s: float) -> None:
         if self._began_s is None:
@@ -149,16 +159,25 @@ class Health:
         steps_s = STALL_STEPS * (self._longest_step_s or 0.0)
         return max(factor * self._silent_rank_s, steps_s)
 
-    def _stop(self, reason: str, *, restartable: bool) -> tuple[StopAttempt, ...]:
+    def _stop(
+        self,
+        reason: str,
+        *,
+        restartable: bool,
+        node: str | None = None,
+        rank: int | None = None,
+    ) -> tuple[StopAttempt, ...]:
         if self._stopped:
             return ()
         self._stopped = True
-        return (StopAttempt(reason=reason, restartable=restartable),)
+        return (StopAttempt(reason=reason, restartable=restartable, node=node, rank=rank),)
 
 
 def _renewed(sign: _LifeSign, event: AnyEvent, *, now_s: float) -> _LifeSign:
     if isinstance(event, RankExited):
         return replace(sign, exited=True)
+    if isinstance(event, RankFrozen):
+        return sign
     sign = replace(sign, seen_s=now_s)
     if isinstance(event, RankProgressed):
         return replace(sign, step=event.step, doing=event.doing)

@@ -223,7 +223,6 @@ class JobSpec:
                 "or set training.evaluate_every_steps: 0"
             )
 
-
     @property
     def needs_gpus(self) -> bool:
         """Whether a rank is a GPU; otherwise it is a process on a CPU."""
@@ -265,8 +264,8 @@ def _check_ranks(num_ranks: int, num_nodes: int | None) -> None:
     checks.whole_number("num_nodes", num_nodes)
     if num_ranks % num_nodes:
         raise InputError(
-            f"num_nodes: {num_ranks} ranks cannot be shared evenly by {num_nodes} nodes; choose "
-            "a divisor of num_ranks"
+            f"num_nodes: {num_ranks} ranks cannot be shared evenly by {num_nodes} nodes; "
+            "choose a divisor of num_ranks"
         )
 
 
@@ -325,7 +324,9 @@ class JobHandle:
         """
         scheduler, separator, job_id = text.partition("://")
         if not separator:
-            raise InputError(f"handle: expected the form local://ID, slurm://ID or ray://ID, got {text!r}")
+            raise InputError(
+                f"handle: expected the form local://ID, slurm://ID or ray://ID, got {text!r}"
+            )
         return cls(scheduler=scheduler, job_id=job_id)  # type: ignore[arg-type]  # checked there
 
 

@@ -79,4 +79,4 @@ class RayOptions:
     runtime_env_json: str | None = None
     submission_id: str | None = None
     resource: str | None = None
-    """A custom resource of which every rank takes one; None: a GPU, or a CPU on a CPU cluster."""
+    """A custom resource of which every rank takes one; None: a GPU, or a CPU without GPUs."""

@@ -1,228 +1,331 @@
-"""The process that owns a run: starts its ranks, keeps their events, acts, says why it ended.
+"""The process that owns a run: holds its nodes, starts attempts, decides what follows each.
 
-    python -m trimtab.orchestrator.controller RUN_DIR LOCK
+    python -P -m trimtab.orchestrator.controller RUN_DIR [--lock FD] [-- STEP_PREFIX ...]
 
-LOCK is the descriptor of the run's locked file (`run_lock`), inherited from the submitter.
-Detached from the terminal that submitted the job; its output is `logs/controller.log`. SIGTERM
-cancels the job (the ranks write a checkpoint first); a second SIGTERM ends it at once. If this
-process is killed, the kernel asks the ranks to stop and the run stays readable.
+Started by the keeper. SIGTERM, or a file `cancel` in the run directory, cancels the job (the
+ranks write a checkpoint first); a second SIGTERM ends it at once. SIGUSR2 has it write a
+checkpoint and go back to the queue. If this process is killed, the agents have the ranks write
+a checkpoint and end, and the next controller goes on from there.
 """
 
+import argparse
 import os
 import secrets
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from trimtab.core.errors import ExitCode, TrimtabError
+from trimtab.core.errors import ExitCode, JobFailedError, TrimtabError
 from trimtab.core.events import (
     Alert,
     AnyEvent,
+    AttemptEnded,
     AttemptStarted,
     CheckpointSaved,
     JobFinished,
-    RankExited,
-    StopAttempt,
 )
-from trimtab.core.job import JobState, Request
-from trimtab.core.units import counted
-from trimtab.launch.api import Launcher, RankExit, Rendezvous, RunningRanks
+from trimtab.core.job import JobSpec, JobState, Request
+from trimtab.core.units import counted, duration_text
+from trimtab.launch.api import AllocatedNode, Allocation
+from trimtab.launch.fleet import Fleet, Rendezvous
 from trimtab.monitor.collector import Collector
 from trimtab.monitor.gpus import GpuSampler
-from trimtab.monitor.health import Health
 from trimtab.monitor.sinks import EventSink, WandbSink
 from trimtab.monitor.store import EventStore
+from trimtab.orchestrator import node_check
+from trimtab.orchestrator.allocations import allocation_of, is_superseded
+from trimtab.orchestrator.attempt import Attempt, Wishes
+from trimtab.orchestrator.keeper import PASSED_ON
 from trimtab.orchestrator.liveness import ProcessId
-from trimtab.orchestrator.logs import last_words
-from trimtab.orchestrator.rundir import RunDir
-from trimtab.orchestrator.submission import launcher_of
+from trimtab.orchestrator.rundir import RunDir, request_text
+from trimtab.orchestrator.shrinking import smaller_request
+from trimtab.orchestrator.supervision import (
+    AttemptEnd,
+    Decision,
+    Finish,
+    GoElsewhere,
+    StartAgain,
+    Supervisor,
+)
 from trimtab.orchestrator.verdict import Course, Verdict
 
-POLL_S: Final = 0.1
-FAILURE_GRACE_S: Final = 5.0
-"""How long the peers of a failed rank get to end by themselves before SIGKILL."""
-CANCEL_GRACE_S: Final = 120.0
-"""How long ranks get to finish their step and write a checkpoint before SIGKILL."""
+_POLL_S: Final = 0.1
 
 
 class Controller:
-    """Watches one attempt from its first rank's start to its last rank's end."""
+    """Runs a job's attempts one after the other."""
 
-    def __init__(
-        self, run: RunDir, *, store: EventStore, launcher: Launcher, lock_fd: int
-    ) -> None:
+    def __init__(self, run: RunDir, *, store: EventStore, allocation: Allocation) -> None:
         self._run = run
         self._request = run.request()
-        self._attempt = run.state().attempt
         self._store = store
-        self._launcher = launcher
-        self._lock_fd = lock_fd
+        self._allocation = allocation
+        self._wishes = Wishes()
         self._sinks: tuple[EventSink, ...] = ()
         self._sampler = GpuSampler(ProcessId.own().host)
-        self._next_sample_s = time.monotonic()
-        job = self._request.job
-        self._health = Health(self._request.num_ranks, job.telemetry.silent_rank_s)
-        self._course = Course(self._request.handle, job.training.num_steps)
+        state = run.state()
+        self._attempt = state.attempt
+        self._supervisor = Supervisor(
+            self._request.job.restart,
+            shun=state.excluded_nodes,
+            can_move=allocation.can_move,
+        )
         earlier = store.latest(CheckpointSaved)
-        if earlier is not None:
-            self._course.note_earlier_checkpoint(earlier.step)
-        self._num_cancels = 0
-        self._is_cancel_told = False
-        self._stop: StopAttempt | None = None
-        self._asked_s: float | None = None
-        """When the ranks were asked to stop (wall clock)."""
-        self._kill_at_s: float | None = None
-        """When their grace is over (monotonic clock)."""
+        self._checkpoint_step = earlier.step if earlier is not None else None
+        self._supervisor.begin(checkpoint_step=self._checkpoint_step)
 
-    def cancel(self) -> None:
-        """Stop cleanly; called again, stop at once. Safe in a signal handler."""
-        self._num_cancels += 1
+    @property
+    def wishes(self) -> Wishes:
+        """What is asked of the job; safe to set in a signal handler."""
+        return self._wishes
 
-    def run(self) -> Verdict:
-        """Start the ranks and return when all have ended and everything is written.
+    def run(self) -> Verdict | None:
+        """Run attempts until the job is over; None: it has gone elsewhere.
 
         Raises:
-            TrimtabError: A sink does not start, or no rank can be started.
+            TrimtabError: A sink does not start, or no node can be used.
         """
         self._sinks = _sinks(self._request, self._run.path)
-        self._run.write_state(
-            replace(self._run.state(), state=JobState.RUNNING, reason="", started_s=time.time())
+        self._write_state(state=JobState.RUNNING, reason="", started_s=time.time())
+        fleet = Fleet(self._allocation, run_dir=self._run.path)
+        self._record(self._gpu_notice())
+        avoid: frozenset[str] = frozenset()
+        try:
+            while True:
+                decision = self._run_attempt(fleet, avoid=avoid)
+                if isinstance(decision, Finish):
+                    return decision.verdict
+                self._attempt += 1
+                self._write_state(
+                    attempt=self._attempt,
+                    num_restarts=self._run.state().num_restarts + 1,
+                    excluded_nodes=tuple(sorted(self._supervisor.shun)),
+                )
+                if isinstance(decision, GoElsewhere):
+                    self._go_elsewhere(fleet, decision)
+                    return None
+                avoid = decision.avoid
+                self._pause(decision.pause_s)
+        finally:
+            fleet.close()
+            self._sampler.close()
+            for sink in self._sinks:
+                self._store.append(sink.close())
+
+    def _run_attempt(self, fleet: Fleet, *, avoid: frozenset[str]) -> Decision:
+        course = self._course()
+        if self._wishes.num_cancels:
+            verdict = course.verdict(stop=None, cancelled=True, asked_s=None)
+            return Finish(verdict=verdict)
+        nodes = self._nodes(fleet, avoid=avoid)
+        request = self._fitting(nodes)
+        if request is None:
+            return self._decide_short(course, num_nodes=len(nodes))
+        collector = Collector(
+            token := secrets.token_urlsafe(32), host=self._allocation.controller_host
         )
-        collector = Collector(token := secrets.token_urlsafe(32))
+        self._record([self._attempt_started(request, nodes)])
+        self._write_state(num_ranks=request.num_ranks, reason="")
         rendezvous = Rendezvous(
             attempt=self._attempt,
             collector_address=collector.address,
             collector_token=token,
-            lock_fd=self._lock_fd,
+            request_name=self._request_name(request),
+            request_text=request_text(request),
         )
-        self._record([self._attempt_started(), *self._gpu_notice()])
         try:
-            if not self._num_cancels:
-                ranks = self._launcher.start(self._request, rendezvous=rendezvous)
-                ranks_text = counted(self._request.num_ranks, "rank")
-                self._say(f"attempt {self._attempt}: {ranks_text} started")
-                self._watch(ranks, collector)
-        finally:
+            fleet.start(request, nodes, rendezvous=rendezvous)
+        except JobFailedError as error:
             collector.close()
-            self._record(collector.drain())
-        verdict = self._course.verdict(
-            stop=self._stop,
-            cancelled=self._num_cancels > 0,
-            ended_at_once=self._num_cancels > 1,
-            asked_s=self._asked_s,
+            verdict = course.failed(str(error), ExitCode.JOB_FAILED, node=nodes[0].name)
+            return self._decide(verdict, course, fleet, nodes=nodes, blamed=nodes[0].name)
+        names = ", ".join(node.name for node in nodes)
+        _say(f"attempt {self._attempt}: {counted(request.num_ranks, 'rank')} on {names}")
+        attempt = Attempt(
+            request,
+            fleet=fleet,
+            collector=collector,
+            course=course,
+            record=self._record,
+            wishes=self._wishes,
+            sampler=self._sampler,
+            on_cancel=self._tell_cancel,
         )
-        self.finish(verdict)
-        return verdict
+        attempt.watch()
+        verdict = attempt.verdict()
+        blamed = attempt.blamed_node(verdict)
+        return self._decide(verdict, course, fleet, nodes=nodes, blamed=blamed)
 
-    def finish(self, verdict: Verdict) -> None:
-        """Write the end of the attempt where every reader looks for it."""
-        now_s = time.time()
-        self._record([JobFinished(time_s=now_s, state=verdict.state, reason=verdict.reason)])
-        write_end(self._run, verdict, now_s=now_s)
-        self._say(f"{verdict.state.value}: {verdict.reason}")
-        self._sampler.close()
-        for sink in self._sinks:
-            self._store.append(sink.close())
+    def _decide(
+        self,
+        verdict: Verdict,
+        course: Course,
+        fleet: Fleet,
+        *,
+        nodes: Sequence[AllocatedNode],
+        blamed: str | None,
+    ) -> Decision:
+        if self._request.scheduler == "local":
+            blamed = None  # this machine is all there is
+        self._checkpoint_step = course.checkpoint_step
+        own = {node.name for node in nodes if node.hosts_controller}
+        decision = self._supervisor.decide(
+            AttemptEnd(
+                verdict=verdict,
+                node=blamed,
+                checkpoint_step=course.checkpoint_step,
+                room_wanted=self._wishes.room,
+                controller_lost=verdict.node in own,
+            )
+        )
+        self._wishes.room = None
+        self._record([self._attempt_ended(verdict, decision)])
+        for node in self._supervisor.shun:
+            fleet.forget(node)
+        if isinstance(decision, StartAgain) and verdict.node is not None:
+            self._allocation.release(verdict.node)
+        return decision
 
-    def _watch(self, ranks: RunningRanks, collector: Collector) -> None:
-        try:
-            while ranks.running:
-                self._turn(ranks, collector)
-                time.sleep(POLL_S)
-        finally:
-            ranks.kill()
+    def _nodes(self, fleet: Fleet, *, avoid: frozenset[str]) -> tuple[AllocatedNode, ...]:
+        """Nodes to run on, with agents that have reported; fewer where there are no more."""
+        wanted = self._request.num_nodes
+        while True:
+            nodes = self._acquire(wanted, avoid=avoid)
+            found = fleet.gather(nodes)
+            bad = node_check.unusable(self._request, nodes, found)
+            self._record(node_check.events(self._request, nodes, found, unusable=bad))
+            if not bad:
+                return nodes
+            node_check.raise_if_all(self._request, nodes, bad)
+            avoid |= set(bad)
+            for name, reason in bad.items():
+                _say(f"node {name} cannot be used: {reason}")
+                self._supervisor.lose(name)
 
-    def _turn(self, ranks: RunningRanks, collector: Collector) -> None:
-        ended = sorted(ranks.poll(), key=lambda ended: ended.signal is None)
-        exits = [self._rank_exited(each) for each in ended]  # killed ones first: causes
-        now_s = time.monotonic()
-        events: list[AnyEvent] = [*collector.drain(), *exits, *self._samples(now_s)]
-        actions = [a for event in events for a in self._health.handle(event, now_s)]
-        self._record([*events, *self._alerts(actions)])
-        for action in [*actions, *self._tick(now_s)]:
-            self._stop = action
-            self._say(f"stopping: {action.reason}")
-            self._ask_to_stop(ranks, kill_at_s=now_s + FAILURE_GRACE_S)
-        if self._num_cancels and self._kill_at_s is None:
-            self._say("cancelling: the ranks write a checkpoint and end")
-            self._ask_to_stop(ranks, kill_at_s=now_s + CANCEL_GRACE_S)
-        if self._num_cancels and not self._is_cancel_told:
-            self._is_cancel_told = True
-            reason = "cancelling: its ranks write a checkpoint and end"
-            state = replace(self._run.state(), cancelled_s=time.time(), reason=reason)
-            self._run.write_state(state)
-        if self._num_cancels > 1 or (self._kill_at_s is not None and now_s > self._kill_at_s):
-            ranks.kill()
+    def _acquire(self, wanted: int, *, avoid: frozenset[str]) -> tuple[AllocatedNode, ...]:
+        """Without the nodes to avoid if there are enough others, else with them."""
+        shun = self._supervisor.shun
+        for exclude in (avoid | shun, shun):
+            nodes = self._allocation.acquire(wanted, exclude=exclude)
+            still_there = sorted({node.name for node in nodes} & exclude)
+            assert not still_there, f"excluded nodes in the allocation: {still_there}"
+            if len(nodes) == wanted:
+                break
+        return nodes
 
-    def _tick(self, now_s: float) -> Sequence[StopAttempt]:
-        actions = self._health.tick(now_s)
-        self._record(self._alerts(actions))
-        return actions
+    def _fitting(self, nodes: Sequence[AllocatedNode]) -> Request | None:
+        """The request as it runs on these nodes; None where it cannot."""
+        if len(nodes) == self._request.num_nodes:
+            return self._request
+        if not nodes or self._request.job.restart.when_short != "shrink":
+            return None
+        request = smaller_request(self._request, num_nodes=len(nodes))
+        if request is not None:
+            message = (
+                f"{counted(len(nodes), 'node')} of {self._request.num_nodes} left: going on "
+                f"with {counted(request.num_ranks, 'rank')}, {request.layout}"
+            )
+            _say(message)
+            self._record([Alert(time_s=time.time(), severity="warning", message=message)])
+        return request
 
-    def _ask_to_stop(self, ranks: RunningRanks, *, kill_at_s: float) -> None:
-        """Ask once; a later reason can only bring the end of their grace forward."""
-        if self._kill_at_s is None:
-            ranks.stop()
-            self._asked_s = time.time()
-            self._kill_at_s = kill_at_s
-        self._kill_at_s = min(self._kill_at_s, kill_at_s)
+    def _decide_short(self, course: Course, *, num_nodes: int) -> Decision:
+        wanted = self._request.num_nodes
+        reason = f"{counted(num_nodes, 'usable node')} left of {wanted} that the job needs"
+        verdict = course.failed(reason, ExitCode.JOB_FAILED)
+        decision: Decision = Finish(verdict=verdict)
+        if self._allocation.can_move and self._request.job.restart.when_short != "stop":
+            decision = GoElsewhere(exclude=self._supervisor.shun, reason=reason)
+        self._record([self._attempt_ended(verdict, decision)])
+        return decision
+
+    def _go_elsewhere(self, fleet: Fleet, decision: GoElsewhere) -> None:
+        """Leave this allocation; this process may not live to see it done."""
+        fleet.close()
+        reason = f"{decision.reason}; waits for other nodes"
+        self._write_state(state=JobState.PENDING, reason=reason)
+        move = self._allocation.go_elsewhere(exclude=decision.exclude, reason=decision.reason)
+        _say(move.how)
+        self._run.add_handle(move.handle)
+
+    def _pause(self, pause_s: float) -> None:
+        if pause_s:
+            _say(f"waiting {duration_text(pause_s)} before the next attempt")
+        deadline_s = time.monotonic() + pause_s
+        while time.monotonic() < deadline_s and not self._wishes.num_cancels:
+            time.sleep(_POLL_S)
+
+    def _request_name(self, request: Request) -> str:
+        """The file that holds this attempt's request; one of its own where it differs."""
+        if request == self._request:
+            return "request.json"
+        return self._run.write_attempt_request(request, attempt=self._attempt)
+
+    def _course(self) -> Course:
+        job = self._request.job
+        num_steps = job.training.num_steps if isinstance(job, JobSpec) else None
+        course = Course(self._run.handle, num_steps)
+        if self._checkpoint_step is not None:
+            course.note_earlier_checkpoint(self._checkpoint_step)
+        return course
 
     def _record(self, events: Sequence[AnyEvent]) -> None:
         if not events:
             return
-        for event in events:
-            self._course.note(event)
         self._store.append(events)
         for sink in self._sinks:
             self._store.append(sink.write(events))
 
-    def _samples(self, now_s: float) -> Sequence[AnyEvent]:
-        if now_s < self._next_sample_s:
-            return ()
-        self._next_sample_s = now_s + self._request.job.telemetry.gpu_sample_s
-        return self._sampler.sample(time.time())
+    def _tell_cancel(self) -> None:
+        reason = "cancelling: its ranks write a checkpoint and end"
+        self._write_state(cancelled_s=time.time(), reason=reason)
+
+    def _write_state(self, **changes: object) -> None:
+        self._run.write_state(replace(self._run.state(), **changes))  # type: ignore[arg-type]  # fields of RunState
 
     def _gpu_notice(self) -> Sequence[Alert]:
-        if all(node.gpu.is_cpu for node in self._request.job.cluster.nodes):
+        job = self._request.job
+        if not job.needs_gpus:
             return []
         reason = self._sampler.unavailable_reason
         return [Alert(time_s=time.time(), severity="info", message=reason)] if reason else []
 
-    def _attempt_started(self) -> AttemptStarted:
+    def _attempt_started(
+        self, request: Request, nodes: Sequence[AllocatedNode]
+    ) -> AttemptStarted:
         return AttemptStarted(
             time_s=time.time(),
             attempt=self._attempt,
-            num_ranks=self._request.num_ranks,
-            layout=str(self._request.layout),
+            num_ranks=request.num_ranks,
+            layout="" if request.layout is None else str(request.layout),
+            nodes=tuple(node.name for node in nodes),
         )
 
-    def _rank_exited(self, ended: RankExit) -> RankExited:
-        words = last_words(self._run.rank_log(ended.rank), attempt=self._attempt)
-        if not ended.is_clean:
-            self._say(f"rank {ended.rank} ended: {ended.signal or ended.exit_code}")
-        return RankExited(
-            time_s=time.time(),
-            rank=ended.rank,
-            exit_code=ended.exit_code,
-            signal=ended.signal,
-            last_words="" if ended.is_clean else words,
+    def _attempt_ended(self, verdict: Verdict, decision: Decision) -> AttemptEnded:
+        text = _decision_text(decision)
+        _say(f"attempt {self._attempt} ended: {verdict.reason}; {text}")
+        return AttemptEnded(
+            time_s=time.time(), attempt=self._attempt, reason=verdict.reason, decision=text
         )
 
-    def _alerts(self, actions: Sequence[StopAttempt]) -> list[Alert]:
-        """Every action as something a person can read later."""
-        return [
-            Alert(time_s=time.time(), severity="critical", message=action.reason)
-            for action in actions
-        ]
 
-    def _say(self, line: str) -> None:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
+def _decision_text(decision: Decision) -> str:
+    match decision:
+        case Finish(verdict=verdict):
+            return f"the job has {verdict.state.value}"
+        case GoElsewhere(exclude=exclude):
+            without = f" without {', '.join(sorted(exclude))}" if exclude else ""
+            return f"going back to the queue, for other nodes{without}"
+        case StartAgain(pause_s=pause_s, avoid=avoid):
+            without = f", not on {', '.join(sorted(avoid))} if others are free" if avoid else ""
+            after = f" in {duration_text(pause_s)}" if pause_s else ""
+            return f"starting again from the last checkpoint{after}{without}"
 
 
 def write_end(run: RunDir, verdict: Verdict, *, now_s: float) -> None:
@@ -231,53 +334,79 @@ def write_end(run: RunDir, verdict: Verdict, *, now_s: float) -> None:
         replace(
             run.state(),
             state=verdict.state,
-            reason=verdict.reason,
+            reason=verdict.line,
             finished_s=now_s,
             exit_code=int(verdict.exit_code),
         )
     )
 
 
-def control(run: RunDir, *, lock_fd: int) -> ExitCode:
-    """Run the attempt that `state.json` announces; returns what `submit --wait` ends with.
+def control(run: RunDir, *, lock_fd: int | None, step_prefix: tuple[str, ...]) -> ExitCode:
+    """Run the job from the attempt that is due; returns what its keeper ends with.
 
     Args:
-        run: The run, not yet begun.
-        lock_fd: Its locked file, held until this process and all ranks have ended.
+        run: The run: new, or one whose last controller was killed or went back to the queue.
+        lock_fd: Its locked file, held until this process and all ranks have ended; or None.
+        step_prefix: Command that starts processes on the nodes of a Slurm job.
     """
     with _event_store(run.events) as store:
         os.chdir(run.path)
         try:
-            controller = Controller(
-                run, store=store, launcher=launcher_of(run.handle), lock_fd=lock_fd
-            )
-            _on_stop_signals(controller.cancel)
-            run.write_state(replace(run.state(), controller=ProcessId.own()))
-            return controller.run().exit_code
+            _note_arrival(run, store)
+            allocation = allocation_of(run, lock_fd=lock_fd, step_prefix=step_prefix)
+            controller = Controller(run, store=store, allocation=allocation)
+            _heed_signals(controller.wishes)
+            verdict = controller.run()
         except Exception as error:
             verdict = _own_failure(error)
-            now_s = time.time()
-            write_end(run, verdict, now_s=now_s)
-            store.append(
-                [JobFinished(time_s=now_s, state=verdict.state, reason=verdict.reason)]
-            )
+            _finish(run, store, verdict)
             if not isinstance(error, TrimtabError):
                 raise
             print(f"error: {error}", flush=True)
             return verdict.exit_code
+        if verdict is None:
+            return ExitCode.OK
+        _finish(run, store, verdict)
+        return verdict.exit_code
 
 
 def main(argv: Sequence[str]) -> int:
-    """Entry point; `argv` is the run directory and the descriptor of its locked file."""
-    path, lock_fd = argv
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="trimtab.orchestrator.controller")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--lock", type=int)
+    parser.add_argument("step_prefix", nargs="*")
+    options = parser.parse_args(argv)
     try:
-        return int(control(RunDir.open(Path(path)), lock_fd=int(lock_fd)))
+        run = RunDir.open(options.run_dir)
+        if is_superseded(run):
+            return int(ExitCode.OK)
+        return int(control(run, lock_fd=options.lock, step_prefix=tuple(options.step_prefix)))
     except TrimtabError as error:
         print(f"error: {error}", flush=True)
         return int(error.exit_code)
     except Exception:
         traceback.print_exc(file=sys.stdout)
         return int(ExitCode.JOB_FAILED)
+
+
+def _note_arrival(run: RunDir, store: EventStore) -> None:
+    """Say who controls the run, and count an attempt that an earlier controller has begun."""
+    state = run.state()
+    begun = store.latest(AttemptStarted)
+    if begun is not None and begun.attempt >= state.attempt:
+        _say(f"goes on after attempt {begun.attempt}, whose controller is gone")
+        state = replace(state, attempt=begun.attempt + 1, num_restarts=state.num_restarts + 1)
+    keeper = ProcessId.of(os.getppid())
+    run.write_state(replace(state, controller=ProcessId.own(), keeper=keeper))
+
+
+def _finish(run: RunDir, store: EventStore, verdict: Verdict) -> None:
+    """Write the end of the job where every reader looks for it."""
+    now_s = time.time()
+    store.append([JobFinished(time_s=now_s, state=verdict.state, reason=verdict.line)])
+    write_end(run, verdict, now_s=now_s)
+    _say(f"{verdict.state.value}: {verdict.line}")
 
 
 def _own_failure(error: Exception) -> Verdict:
@@ -291,13 +420,19 @@ def _own_failure(error: Exception) -> Verdict:
     )
 
 
-def _on_stop_signals(cancel: Callable[[], None]) -> None:
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        cancel()
+def _heed_signals(wishes: Wishes) -> None:
+    """Let in what the keeper passes on, and what people send."""
 
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGUSR2:
+            wishes.make_room("the scheduler wants the nodes back, or time is running out")
+        else:
+            wishes.cancel()
+
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in PASSED_ON:
+        signal.signal(number, handle)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
 def _event_store(path: Path) -> EventStore:
@@ -308,7 +443,11 @@ def _sinks(request: Request, run_dir: Path) -> tuple[EventSink, ...]:
     project = request.job.telemetry.wandb_project
     if project is None:
         return ()
-    return (WandbSink(project, request.handle.job_id, folder=run_dir),)
+    return (WandbSink(project, request.run_id, folder=run_dir),)
+
+
+def _say(line: str) -> None:
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
 
 
 if __name__ == "__main__":

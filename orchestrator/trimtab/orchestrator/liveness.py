@@ -27,7 +27,11 @@ class ProcessId:
     @classmethod
     def own(cls) -> "ProcessId":
         """This process."""
-        pid = os.getpid()
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessId":
+        """A process of this machine."""
         return cls(host=socket.gethostname(), pid=pid, started=_started(pid) or "")
 
     @property

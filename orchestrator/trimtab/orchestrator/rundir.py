@@ -22,7 +22,7 @@ from trimtab.core import serde
 from trimtab.core.errors import ExitCode, InputError, RunDirError, TrimtabError
 from trimtab.core.job import JobHandle, JobState, Request
 from trimtab.core.plan import JobPlan
-from trimtab.launch.api import rank_log
+from trimtab.launch.logs import rank_log
 from trimtab.orchestrator.liveness import ProcessId
 
 START_TIMEOUT_S: Final = 60.0
@@ -186,6 +186,12 @@ class RunDir:
             attempt = self.state().attempt
             _write(self.path / f"request-attempt-{attempt}.json", earlier)
         _write(self._request_path, text)
+
+    def write_attempt_request(self, request: Request, *, attempt: int) -> str:
+        """Keep the request of an attempt that differs from `request.json`; the file's name."""
+        name = f"request-attempt-{attempt}.json"
+        _write(self.path / name, request_text(request))
+        return name
 
     def write_state(self, state: RunState) -> None:
         """Replace `state.json`: a reader sees the old or the new one, never half of one."""

@@ -36,7 +36,7 @@ from trimtab.launch.api import Launcher
 from trimtab.launch.local import LocalLauncher
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import run_lock
-from trimtab.orchestrator.logs import last_words
+from trimtab.launch.logs import last_words
 from trimtab.orchestrator.rundir import (
     START_TIMEOUT_S,
     RunDir,

@@ -13,6 +13,7 @@ from trimtab.core.errors import ExitCode
 from trimtab.core.events import (
     AnyEvent,
     CheckpointSaved,
+    NodeLost,
     RankExited,
     RankProgressed,
     RunResumed,
@@ -49,9 +50,20 @@ class Verdict:
 
     state: JobState
     reason: str
-    """One line: what happened, where, and what to do."""
+    """What happened, and where."""
     exit_code: ExitCode
     """What `submit --wait` ends with."""
+    advice: str = ""
+    """What a person can do where nothing happens by itself."""
+    rank: int | None = None
+    """The rank to blame."""
+    node: str | None = None
+    """The node that was lost."""
+
+    @property
+    def line(self) -> str:
+        """Reason and advice in one line."""
+        return f"{self.reason}; {self.advice}" if self.advice else self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +78,24 @@ class _Place:
 class Course:
     """What is known of an attempt so far; feed it every event in order."""
 
-    def __init__(self, handle: JobHandle, num_steps: int) -> None:
+    def __init__(self, handle: JobHandle, num_steps: int | None) -> None:
+        """`num_steps`: of the whole training; None: a script, whose steps are not known."""
         self._handle = handle
         self._num_steps = num_steps
         self._places: dict[int, _Place] = {}
         self._exits: list[RankExited] = []
+        self._lost: list[NodeLost] = []
         self._last_step = 0
         self._checkpoint_step: int | None = None
 
     def note_earlier_checkpoint(self, step: int) -> None:
         """An earlier attempt of this run has left a checkpoint."""
         self._checkpoint_step = step
+
+    @property
+    def checkpoint_step(self) -> int | None:
+        """Of the newest checkpoint, this attempt's or an earlier one's."""
+        return self._checkpoint_step
 
     def note(self, event: AnyEvent) -> None:
         """Take in one event of this attempt."""
@@ -85,6 +104,8 @@ class Course:
                 self._places[event.rank] = _Place(step=event.step, doing=event.doing)
             case RankExited():
                 self._exits.append(event)
+            case NodeLost():
+                self._lost.append(event)
             case StepFinished() | StepSummarized():
                 self._last_step = max(self._last_step, event.step)
             case RunResumed():
@@ -113,22 +134,29 @@ class Course:
         if cancelled:
             return self._cancelled(ended_at_once=ended_at_once)
         root = root_cause(self._exits, asked_s=asked_s)
+        if self._lost and (root is None or _is_victim(root)):
+            lost = self._lost[0]
+            what = f"node {lost.node} was lost after step {self._last_step}: {lost.reason}"
+            return self.failed(what, ExitCode.JOB_FAILED, node=lost.node)
         if root is not None:
             return self._failed_by(root)
         if stop is not None:
             code = ExitCode.JOB_FAILED if stop.restartable else ExitCode.DO_NOT_RESTART
-            return self._failed(stop.reason, code)
-        if self._last_step < self._num_steps:
-            return self._failed(
+            return self.failed(stop.reason, code, rank=stop.rank)
+        return self._ended_by_itself()
+
+    def _ended_by_itself(self) -> Verdict:
+        if self._num_steps is None:
+            reason = "every rank of the script has ended"
+        elif self._last_step < self._num_steps:
+            return self.failed(
                 f"every rank ended by itself after step {self._last_step} of "
                 f"{self._num_steps}, as if sent SIGTERM",
                 ExitCode.JOB_FAILED,
             )
-        return Verdict(
-            state=JobState.SUCCEEDED,
-            reason=f"all {self._num_steps} steps are done",
-            exit_code=ExitCode.OK,
-        )
+        else:
+            reason = f"all {self._num_steps} steps are done"
+        return Verdict(state=JobState.SUCCEEDED, reason=reason, exit_code=ExitCode.OK)
 
     def _cancelled(self, *, ended_at_once: bool) -> Verdict:
         failed = [event for event in self._exits if event.exit_code != 0]
@@ -138,23 +166,45 @@ class Course:
         elif failed:
             first = failed[0]
             trouble = f"; rank {first.rank} {_manner(first)} instead of stopping cleanly"
-        reason = f"cancelled after step {self._last_step}{trouble}; {self._way_on()}"
-        return Verdict(state=JobState.CANCELLED, reason=reason, exit_code=ExitCode.JOB_FAILED)
+        where = "" if self._num_steps is None else f" after step {self._last_step}"
+        return Verdict(
+            state=JobState.CANCELLED,
+            reason=f"cancelled{where}{trouble}",
+            exit_code=ExitCode.JOB_FAILED,
+            advice=self._way_on(),
+        )
 
     def _failed_by(self, root: RankExited) -> Verdict:
         place = self._places.get(root.rank, "before its first step")
         words = "" if root.signal == "SIGKILL" else error_line(root.last_words)
         said = f": {words}" if words else ""
-        return self._failed(
-            f"rank {root.rank} {_manner(root)} {place}{said}", self._exit_code(root)
+        return self.failed(
+            f"rank {root.rank} {_manner(root)} {place}{said}",
+            self._exit_code(root),
+            rank=root.rank,
         )
 
-    def _failed(self, what: str, exit_code: ExitCode) -> Verdict:
-        way_on = {
+    def failed(
+        self,
+        what: str,
+        exit_code: ExitCode,
+        *,
+        rank: int | None = None,
+        node: str | None = None,
+    ) -> Verdict:
+        """A failure for the reason `what`, with what a person can do about it."""
+        advice = {
             ExitCode.USAGE: "mend the input and submit again",
             ExitCode.DO_NOT_RESTART: "it would fail again, so do not restart it as it is",
         }.get(exit_code, self._way_on())
-        return Verdict(state=JobState.FAILED, reason=f"{what}; {way_on}", exit_code=exit_code)
+        return Verdict(
+            state=JobState.FAILED,
+            reason=what,
+            exit_code=exit_code,
+            advice=advice,
+            rank=rank,
+            node=node,
+        )
 
     def _exit_code(self, root: RankExited) -> ExitCode:
         if any(event.exit_code == ExitCode.DO_NOT_RESTART for event in self._exits):
@@ -162,6 +212,8 @@ class Course:
         return ExitCode.USAGE if root.exit_code == ExitCode.USAGE else ExitCode.JOB_FAILED
 
     def _way_on(self) -> str:
+        if self._num_steps is None:
+            return f"to run it again: trimtab submit --resume {self._handle}"
         if self._checkpoint_step is None:
             return (
                 "there is no checkpoint, so this starts from step 1: "

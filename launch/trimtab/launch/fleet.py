@@ -1,0 +1,380 @@
+"""The controller's side of the agents: their connections, and the ranks they run together.
+
+Everything a node tells becomes news that `poll` hands over; the calls that act return at once,
+except `gather` and `start`, which wait for answers for a limited time.
+"""
+
+import contextlib
+import hmac
+import json
+import queue
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from trimtab.core import serde
+from trimtab.core.errors import InputError, JobFailedError
+from trimtab.core.job import Request, ScriptSpec
+from trimtab.launch import agent, wire
+from trimtab.launch.api import AgentOrder, AgentStep, AllocatedNode, Allocation, RankExit
+
+SILENT_AGENT_S: Final = 6.0
+"""An agent beats every second; one that is silent for this long has lost its node."""
+
+_CONNECT_S: Final = 45.0
+"""How long agents may take to report after they were started."""
+_ANSWER_S: Final = 15.0
+_TOKEN_TIMEOUT_S: Final = 10.0
+_SEND_TIMEOUT_S: Final = 10.0
+_POLL_S: Final = 0.02
+_LEAVE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeGone:
+    """A node can run no ranks any more."""
+
+    node: str
+    reason: str
+    ranks_live: bool = False
+    """Whether its ranks can still write a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFroze:
+    """A rank lives but does not run."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoomWanted:
+    """The scheduler has signalled an agent: the job is to end or to make room."""
+
+    node: str
+    signal: str
+
+
+News = RankExit | NodeGone | RankFroze | RoomWanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendezvous:
+    """What an attempt's ranks are told beside their request."""
+
+    attempt: int
+    collector_address: str
+    collector_token: str = field(repr=False)
+    request_name: str
+    """File in the run directory that holds the request of this attempt."""
+    request_text: str
+
+
+@dataclass(slots=True)
+class _Link:
+    """One agent's connection."""
+
+    connection: socket.socket
+    hello: wire.AgentHello
+    seen_s: float
+    is_told_gone: bool = False
+
+
+class Fleet:
+    """The agents of a job.
+
+    Args:
+        allocation: Where they are started.
+        run_dir: The run directory as the controller sees it.
+    """
+
+    def __init__(self, allocation: Allocation, *, run_dir: Path) -> None:
+        self._allocation = allocation
+        self._run_dir = run_dir
+        self._token = secrets.token_urlsafe(32)
+        self._inbox: queue.SimpleQueue[tuple[_Link, wire.FromAgent | None]] = (
+            queue.SimpleQueue()
+        )
+        self._server = _listen(allocation.controller_host)
+        threading.Thread(target=self._accept, name="agents", daemon=True).start()
+        self._links: dict[str, _Link] = {}
+        self._steps: list[AgentStep] = []
+        self._news: list[News] = []
+        self._ports: dict[str, int] = {}
+        self._rank_nodes: dict[int, str] = {}
+        """Node of every rank whose end has not been told."""
+        self._attempt = 0
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Ranks whose end `poll` has not told yet, ascending."""
+        return tuple(sorted(self._rank_nodes))
+
+    def node_of(self, rank: int) -> str | None:
+        """Where a running rank is."""
+        return self._rank_nodes.get(rank)
+
+    def gather(self, nodes: Sequence[AllocatedNode]) -> Mapping[str, wire.AgentHello]:
+        """Have an agent on every node; those that are there already stay.
+
+        Returns:
+            What the agents have found, by node; a node whose agent does not report is missing.
+
+        Raises:
+            JobFailedError: The agents could not be started.
+        """
+        self._take_messages()
+        missing = [node for node in nodes if node.name not in self._links]
+        if missing:
+            address = _address(self._server)
+            order = AgentOrder(
+                controller_address=address,
+                token=self._token,
+                argv=agent.command(self._run_dir, address),
+            )
+            step = self._allocation.start_agents(missing, order=order)
+            self._steps.append(step)
+            self._await_agents([node.name for node in missing], step)
+        return {
+            node.name: self._links[node.name].hello
+            for node in nodes
+            if node.name in self._links
+        }
+
+    def start(
+        self, request: Request, nodes: Sequence[AllocatedNode], *, rendezvous: Rendezvous
+    ) -> None:
+        """Start the ranks of an attempt, `request.ranks_per_node` on each node in turn.
+
+        Raises:
+            JobFailedError: The first node does not answer.
+        """
+        self._attempt = rendezvous.attempt
+        self._news.clear()
+        first = nodes[0]
+        port = self._reserve_port(first)
+        per_node = request.ranks_per_node
+        for index, node in enumerate(nodes):
+            ranks = range(index * per_node, (index + 1) * per_node)
+            self._rank_nodes |= dict.fromkeys(ranks, node.name)
+            order = wire.StartRanks(
+                attempt=rendezvous.attempt,
+                first_rank=ranks.start,
+                num_ranks=per_node,
+                world_size=request.num_ranks,
+                num_nodes=request.num_nodes,
+                node_index=index,
+                argv=request.argv,
+                folder=_folder(request),
+                environment=request.environment,
+                request_name=rendezvous.request_name,
+                request_text=rendezvous.request_text,
+                node_address=node.address,
+                store_host=first.address,
+                store_port=port,
+                rank_takes_socket=not isinstance(request.job, ScriptSpec),
+                collector_address=rendezvous.collector_address,
+                collector_token=rendezvous.collector_token,
+                keep_warm=request.job.restart.warm_spares,
+            )
+            self._send(node.name, order)
+
+    def poll(self) -> tuple[News, ...]:
+        """What has happened since the last call, in the order it was heard of."""
+        self._take_messages()
+        now_s = time.monotonic()
+        for node, link in list(self._links.items()):
+            if now_s - link.seen_s > SILENT_AGENT_S:
+                silence = f"its agent has sent nothing for {now_s - link.seen_s:.0f} s"
+                self._lose(node, link, silence)
+        news, self._news = tuple(self._news), []
+        return news
+
+    def stop(self) -> None:
+        """Ask every rank to end cleanly: it writes a checkpoint first."""
+        self._send_all(wire.StopRanks())
+
+    def kill(self) -> None:
+        """End every rank at once."""
+        self._send_all(wire.KillRanks())
+
+    def forget(self, node: str) -> None:
+        """End what runs on a node that is not to be used any more, its agent too."""
+        link = self._links.pop(node, None)
+        self._forget_ranks(node)
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.connection.sendall(wire.line(wire.KillRanks()))
+
+    def close(self) -> None:
+        """End all ranks and agents."""
+        self._send_all(wire.Leave())
+        deadline_s = time.monotonic() + _LEAVE_S
+        while self._links and time.monotonic() < deadline_s:
+            self._take_messages()
+            time.sleep(_POLL_S)
+        for step in self._steps:
+            step.end()
+        self._server.close()
+
+    def _await_agents(self, names: Sequence[str], step: AgentStep) -> None:
+        deadline_s = time.monotonic() + _CONNECT_S
+        while time.monotonic() < deadline_s:
+            self._take_messages()
+            if all(name in self._links for name in names):
+                return
+            if step.poll() is not None:
+                return
+            time.sleep(_POLL_S)
+
+    def _reserve_port(self, node: AllocatedNode) -> int:
+        self._ports.pop(node.name, None)
+        self._send(node.name, wire.ReservePort(host=node.address))
+        deadline_s = time.monotonic() + _ANSWER_S
+        while time.monotonic() < deadline_s:
+            self._take_messages()
+            if node.name in self._ports:
+                return self._ports[node.name]
+            time.sleep(_POLL_S)
+        raise JobFailedError(f"node {node.name} gives no port for the ranks' rendezvous")
+
+    def _take_messages(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._take(*self._inbox.get_nowait())
+
+    def _take(self, link: _Link, message: wire.FromAgent | None) -> None:
+        node = link.hello.node
+        if isinstance(message, wire.AgentHello):
+            self._links[node] = link
+        if self._links.get(node) is not link:
+            return  # of an agent that has been given up
+        link.seen_s = time.monotonic()
+        match message:
+            case None:
+                self._lose(node, link, "the connection to its agent broke")
+            case wire.PortReserved():
+                self._ports[node] = message.port
+            case wire.NodeFailing() if not link.is_told_gone:
+                link.is_told_gone = True
+                gone = NodeGone(node=node, reason=message.reason, ranks_live=True)
+                self._news.append(gone)
+            case wire.AgentSignalled():
+                self._news.append(RoomWanted(node=node, signal=message.signal))
+            case wire.LogWritten():
+                self._write_log(message)
+            case wire.RankEnded() | wire.RankStopped() | wire.RanksRefused():
+                if message.attempt == self._attempt:
+                    self._take_of_ranks(node, message)
+            case _:
+                return
+
+    def _take_of_ranks(
+        self, node: str, message: wire.RankEnded | wire.RankStopped | wire.RanksRefused
+    ) -> None:
+        match message:
+            case wire.RankEnded():
+                self._note_end(message)
+            case wire.RankStopped():
+                self._news.append(RankFroze(rank=message.rank, reason=message.reason))
+            case wire.RanksRefused():
+                self._news.append(NodeGone(node=node, reason=message.reason))
+                self._forget_ranks(node)
+
+    def _note_end(self, message: wire.RankEnded) -> None:
+        if self._rank_nodes.pop(message.rank, None) is None:
+            return
+        self._news.append(
+            RankExit(
+                rank=message.rank,
+                exit_code=message.exit_code,
+                signal=message.signal,
+                last_words=message.last_words,
+            )
+        )
+
+    def _lose(self, node: str, link: _Link, reason: str) -> None:
+        del self._links[node]
+        with contextlib.suppress(OSError):
+            link.connection.close()
+        self._forget_ranks(node)
+        if not link.is_told_gone:
+            self._news.append(NodeGone(node=node, reason=reason))
+
+    def _forget_ranks(self, node: str) -> None:
+        """Ranks of a lost node: nobody will tell their end."""
+        for rank in [rank for rank, where in self._rank_nodes.items() if where == node]:
+            del self._rank_nodes[rank]
+
+    def _write_log(self, message: wire.LogWritten) -> None:
+        log = self._run_dir / "logs" / Path(message.name).name
+        with log.open("a", encoding="utf-8") as file:
+            file.write(message.text)
+
+    def _send_all(self, message: wire.ToAgent) -> None:
+        for node in list(self._links):
+            self._send(node, message)
+
+    def _send(self, node: str, message: wire.ToAgent) -> None:
+        link = self._links.get(node)
+        if link is None:
+            return
+        try:
+            link.connection.sendall(wire.line(message))
+        except OSError as error:
+            self._lose(node, link, f"its agent cannot be reached: {error}")
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = self._server.accept()
+                threading.Thread(
+                    target=self._receive, args=(connection,), name="agent", daemon=True
+                ).start()
+
+    def _receive(self, connection: socket.socket) -> None:
+        """Listen to one connection; one that does not prove itself is dropped."""
+        connection.settimeout(_TOKEN_TIMEOUT_S)
+        link: _Link | None = None
+        with contextlib.suppress(OSError, InputError), connection.makefile("rb") as stream:
+            if not self._is_token(stream.readline(wire.MAX_LINE_BYTES)):
+                connection.close()
+                return
+            while text := stream.readline(wire.MAX_LINE_BYTES):
+                message: wire.FromAgent = serde.from_json(wire.FromAgent, text.decode())  # type: ignore[arg-type]  # a union
+                if isinstance(message, wire.AgentHello):
+                    connection.settimeout(None)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    link = _Link(connection, message, time.monotonic())
+                if link is None:
+                    break
+                self._inbox.put((link, message))
+        if link is not None:
+            self._inbox.put((link, None))
+
+    def _is_token(self, text: bytes) -> bool:
+        try:
+            token = json.loads(text)["token"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        return isinstance(token, str) and hmac.compare_digest(token, self._token)
+
+
+def _listen(host: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, 0), family=family, backlog=4096)
+
+
+def _address(server: socket.socket) -> str:
+    host, port = server.getsockname()[:2]
+    return f"{host}:{port}"
+
+
+def _folder(request: Request) -> str:
+    return request.job.folder if isinstance(request.job, ScriptSpec) else request.run_dir
