@@ -181,3 +181,13 @@ def test_every_committed_event_survives_kill_9_of_the_writer(tmp_path: Path) -> 
         steps = [row.step for row in store.rows(limit=1_000_000)]
     assert steps[: 2 * committed] == [s for s in range(1, committed + 1) for _ in (0, 1)]
     assert len(steps) % 2 == 0
+
+
+def test_a_shared_store_keeps_no_memory_that_machines_would_have_to_share(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "events.db"
+    with EventStore.create(path, shared=True) as writer, EventStore.open(path) as reader:
+        writer.append([Alert(time_s=1.0, severity="info", message="hello")])
+        assert [stored.event.time_s for stored in reader.read()] == [1.0]
+        assert [file.name for file in tmp_path.iterdir()] == ["events.db"]

@@ -15,7 +15,8 @@ from trimtab.core.cluster import ClusterSpec, GpuSpec, Link, NicSpec, NodeSpec
 from trimtab.core.job import DataSource, DataSpec, JobSpec, TelemetrySpec, TrainingSpec
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Forecast, JobPlan, Layout, Placement, StageMemory, TimePart
-from trimtab.launch.local import LocalLauncher
+from trimtab.core.scheduling import RestartSpec
+from trimtab.launch.local import LocalScheduler
 from trimtab.orchestrator import submission
 from trimtab.orchestrator.rundir import RunDir, RunState
 from trimtab.orchestrator.submission import PreparedJob
@@ -109,13 +110,19 @@ def prepare(small_job: JobSpec, small_plan: JobPlan, runs: Path) -> Prepare:
         name: str = "small",
         num_steps: int = 6,
         silent_rank_s: float = 60.0,
+        max_restarts: int = 0,
     ) -> PreparedJob:
         training = replace(small_job.training, num_steps=num_steps)
         telemetry = TelemetrySpec(silent_rank_s=silent_rank_s)
-        job = replace(small_job, name=name, training=training, telemetry=telemetry)
-        handle = submission.new_handle(name, root=runs)
+        job = replace(
+            small_job,
+            name=name,
+            training=training,
+            telemetry=telemetry,
+            restart=RestartSpec(max_restarts=max_restarts, backoff_s=0.1),
+        )
         request = _rank_programs(behaviour).prepare(
-            job, layout=small_plan.layout, handle=handle, run_dir=runs / handle.job_id
+            job, layout=small_plan.layout, run_dir=runs / submission.new_run_id(name, root=runs)
         )
         return PreparedJob(request=request, plan=small_plan)
 
@@ -142,13 +149,17 @@ def start(prepare: Prepare) -> Iterator[Start]:
 
 
 @pytest.fixture
-def rank_programs() -> Callable[..., LocalLauncher]:
-    """`rank_programs(behaviour)`: a launcher of rank programs."""
+def rank_programs() -> Callable[..., LocalScheduler]:
+    """`rank_programs(behaviour)`: a scheduler of rank programs."""
     return _rank_programs
 
 
-def _rank_programs(behaviour: str = "-") -> LocalLauncher:
-    return LocalLauncher(argv=(sys.executable, str(RANK_PROGRAM), behaviour), num_cores=2)
+def _rank_programs(behaviour: str = "-") -> LocalScheduler:
+    return LocalScheduler(
+        rank_argv=(sys.executable, str(RANK_PROGRAM), behaviour),
+        keeper_argv=submission.KEEPER_COMMAND,
+        num_cores=2,
+    )
 
 
 @pytest.fixture

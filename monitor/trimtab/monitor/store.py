@@ -1,6 +1,6 @@
 """The events of a run, in one SQLite file that outlives any process that is killed.
 
-Write-ahead logging lets readers (the dashboard, `trimtab status`) open the file while the
+On one machine write-ahead logging lets readers (the dashboard, `trimtab status`) open the file while the
 controller writes, and keeps every committed event when the writer is killed. A power cut may
 lose the last commits (`synchronous=NORMAL`), never the file.
 """
@@ -79,8 +79,13 @@ class EventStore:
         self._path = path
 
     @classmethod
-    def create(cls, path: Path) -> Self:
+    def create(cls, path: Path, *, shared: bool = False) -> Self:
         """Make a new, empty store and open it for writing; no reader ever sees half of it.
+
+        Args:
+            path: Where it will be.
+            shared: Whether other machines read it over a network file system: write-ahead
+                logging needs memory that all readers share, so it is left out.
 
         Raises:
             RunDirError: `path` exists, or cannot be written.
@@ -90,7 +95,8 @@ class EventStore:
         draft = path.with_name(f"{path.name}.{os.getpid()}.new")
         try:
             with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")
+                if not shared:
+                    connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
             draft.replace(path)
         except (sqlite3.Error, OSError) as error:

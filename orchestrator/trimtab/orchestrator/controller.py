@@ -349,7 +349,7 @@ def control(run: RunDir, *, lock_fd: int | None, step_prefix: tuple[str, ...]) -
         lock_fd: Its locked file, held until this process and all ranks have ended; or None.
         step_prefix: Command that starts processes on the nodes of a Slurm job.
     """
-    with _event_store(run.events) as store:
+    with _event_store(run) as store:
         os.chdir(run.path)
         try:
             _note_arrival(run, store)
@@ -435,8 +435,10 @@ def _heed_signals(wishes: Wishes) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
-def _event_store(path: Path) -> EventStore:
-    return EventStore.open(path, read_only=False) if path.exists() else EventStore.create(path)
+def _event_store(run: RunDir) -> EventStore:
+    if run.events.exists():
+        return EventStore.open(run.events, read_only=False)
+    return EventStore.create(run.events, shared=run.request().scheduler != "local")
 
 
 def _sinks(request: Request, run_dir: Path) -> tuple[EventSink, ...]:
