@@ -3,6 +3,7 @@
     request.json   exactly what runs (`core.job.Request`; a dry run prints the same bytes)
     plan.json      the layout's forecast (`core.plan.JobPlan`)
     state.json     where the job is in its life; replaced atomically
+    handle         names the scheduler gave it, one a line; the last is current
     events.db      every event (`trimtab.monitor.store`)
     logs/          rank-0003.log, controller.log
     checkpoints/
@@ -28,6 +29,9 @@ from trimtab.orchestrator.liveness import ProcessId
 START_TIMEOUT_S: Final = 60.0
 """A submitted job whose controller has not come up after this long never will."""
 
+_HANDLES: Final = ".handles"
+"""Folder beside the runs: a file for each handle, which holds the run's id."""
+
 T = TypeVar("T")
 
 
@@ -50,7 +54,7 @@ class RunState:
     state: JobState
     reason: str
     attempt: int
-    """1 for the first start; one more for each resume."""
+    """1 for the first start; one more for each restart or resume."""
     submitted_s: float
     """When this attempt was submitted, in seconds since the Unix epoch; so the others."""
     started_s: float | None = None
@@ -62,6 +66,10 @@ class RunState:
     """Starts the controller again when that is killed."""
     exit_code: int | None = None
     """What `submit --wait` ends with; None until the job has finished."""
+    num_restarts: int = 0
+    """Attempts that the job has started by itself."""
+    excluded_nodes: tuple[str, ...] = ()
+    """Nodes that are not used any more."""
 
     def observed(self, now_s: float) -> "RunState":
         """This state, or FAILED where the process that would have written that is gone."""
@@ -133,7 +141,28 @@ class RunDir:
 
     @property
     def handle(self) -> JobHandle:
-        return JobHandle(scheduler="local", job_id=self.job_id)
+        """The name its scheduler knows it by; a run that was never queued has a local one."""
+        handles = self.handles
+        return handles[-1] if handles else JobHandle(scheduler="local", job_id=self.job_id)
+
+    @property
+    def handles(self) -> tuple[JobHandle, ...]:
+        """Every name a scheduler has given it, the current one last."""
+        try:
+            lines = self._handle_path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return ()
+        return tuple(JobHandle.parse(line) for line in lines)
+
+    def add_handle(self, handle: JobHandle) -> None:
+        """Note the name that a scheduler has given the run, for `find_run` too."""
+        if handle in self.handles:
+            return
+        with self._handle_path.open("a", encoding="utf-8") as file:
+            file.write(f"{handle}\n")
+        index = self.path.parent / _HANDLES
+        index.mkdir(mode=0o700, exist_ok=True)
+        _write(index / _index_name(handle), f"{self.job_id}\n")
 
     @property
     def logs(self) -> Path:
@@ -208,6 +237,10 @@ class RunDir:
         return self.path / "request.json"
 
     @property
+    def _handle_path(self) -> Path:
+        return self.path / "handle"
+
+    @property
     def _state_path(self) -> Path:
         return self.path / "state.json"
 
@@ -270,7 +303,7 @@ def find_run(text: str, *, root: Path | None = None) -> RunDir:
     """The run that a person means by a handle, an id, the beginning of one, or a path.
 
     Args:
-        text: `local://ID`, `ID`, the beginning of exactly one id, or a run directory.
+        text: `local://ID`, `slurm://1234`, `ray://ID`, the run's own `ID`, the beginning of exactly one id, or a run directory.
         root: The folder of the run directories; None: `runs_root()`.
 
     Raises:
@@ -279,11 +312,11 @@ def find_run(text: str, *, root: Path | None = None) -> RunDir:
         RunDirError: It was written by another version, or is damaged.
     """
     if "://" in text:
-        text = JobHandle.parse(text).job_id
+        text = _run_of_handle(JobHandle.parse(text), root=root or runs_root())
     elif os.sep in text or text in (".", ".."):
         return RunDir.open(Path(text))
     if not text:
-        raise InputError("handle: expected local://ID, an id or a run directory, got nothing")
+        raise InputError("handle: expected a handle, an id or a run directory, got nothing")
     root = root or runs_root()
     ids = run_ids(root)
     matches = [text] if text in ids else [name for name in ids if name.startswith(text)]
@@ -294,6 +327,22 @@ def find_run(text: str, *, root: Path | None = None) -> RunDir:
             f"handle: {text!r} is the beginning of {len(matches)} runs: {_some(matches)}"
         )
     raise NoSuchRunError(_no_such_run(text, ids=ids, root=root))
+
+
+def _run_of_handle(handle: JobHandle, *, root: Path) -> str:
+    """Id of the run that a scheduler knows by `handle`."""
+    if handle.scheduler == "local":
+        return handle.job_id
+    try:
+        return (root / _HANDLES / _index_name(handle)).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise NoSuchRunError(
+            f"there is no run {str(handle)!r} in {root}; see `trimtab list`"
+        ) from error
+
+
+def _index_name(handle: JobHandle) -> str:
+    return f"{handle.scheduler}-{handle.job_id}"
 
 
 def newest_run() -> RunDir:
