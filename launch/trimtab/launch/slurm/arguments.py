@@ -75,6 +75,9 @@ _REFUSED: Final[Mapping[str, str]] = {
 }
 """What would break the job, and what to do instead."""
 
+RESERVED: Final = frozenset({*_SET_BY_SCRIPT, *_REFUSED})
+"""Options that a submission never takes from its user."""
+
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 

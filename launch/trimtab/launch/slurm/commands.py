@@ -79,8 +79,8 @@ def ask(
         raise InputError(f"slurm: {command} cannot be run: {error}") from error
     except subprocess.TimeoutExpired as error:
         raise InputError(
-            f"slurm: {command} has not answered for {TIMEOUT_S:.0f} s; see with sinfo whether the "
-            "cluster is up"
+            f"slurm: {command} has not answered for {TIMEOUT_S:.0f} s; see with sinfo whether "
+            "the cluster is up"
         ) from error
     answer = Answer(exit_code=ended.returncode, output=ended.stdout, errors=ended.stderr)
     if answer.exit_code and _UNREACHABLE.search(answer.errors):
