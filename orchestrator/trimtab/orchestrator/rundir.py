@@ -96,7 +96,7 @@ class RunDir:
     path: Path
 
     @classmethod
-    def create(cls, request: Request, *, plan: JobPlan, state: RunState) -> "RunDir":
+    def create(cls, request: Request, *, plan: JobPlan | None, state: RunState) -> "RunDir":
         """Make the directory of a prepared request.
 
         Raises:
@@ -116,7 +116,8 @@ class RunDir:
                 f"{run.path}: cannot make the run directory: {error.strerror}; set "
                 "TRIMTAB_RUNS_DIR to a folder that can be written"
             ) from error
-        _write(run.path / "plan.json", serde.to_json(plan, indent=2) + "\n")
+        if plan is not None:
+            _write(run.path / "plan.json", serde.to_json(plan, indent=2) + "\n")
         run.write_request(request)
         run.write_state(state)
         return run
@@ -303,7 +304,8 @@ def find_run(text: str, *, root: Path | None = None) -> RunDir:
     """The run that a person means by a handle, an id, the beginning of one, or a path.
 
     Args:
-        text: `local://ID`, `slurm://1234`, `ray://ID`, the run's own `ID`, the beginning of exactly one id, or a run directory.
+        text: `local://ID`, `slurm://1234`, `ray://ID`, the run's own `ID`, the beginning of
+            exactly one id, or a run directory.
         root: The folder of the run directories; None: `runs_root()`.
 
     Raises:

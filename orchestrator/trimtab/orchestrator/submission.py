@@ -9,10 +9,9 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -27,16 +26,16 @@ from trimtab.core.errors import (
     JobFailedError,
     MissingExtraError,
     RunDirError,
+    TrimtabError,
     unknown_name_message,
 )
 from trimtab.core.events import CheckpointSaved
-from trimtab.core.job import JobHandle, JobSpec, JobState, Request, SchedulerName
+from trimtab.core.job import JobSpec, JobState, Request, SchedulerName, ScriptSpec
 from trimtab.core.plan import JobPlan, Layout
-from trimtab.launch.api import Launcher
-from trimtab.launch.local import LocalLauncher
+from trimtab.launch.api import Scheduler
+from trimtab.launch.logs import last_words
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import run_lock
-from trimtab.launch.logs import last_words
 from trimtab.orchestrator.rundir import (
     START_TIMEOUT_S,
     RunDir,
@@ -47,7 +46,8 @@ from trimtab.orchestrator.rundir import (
     runs_root,
 )
 
-RANK_COMMAND: Final = (sys.executable, "-m", "trimtab.orchestrator.rank")
+RANK_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.rank")
+KEEPER_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.keeper")
 
 _RANK_PACKAGES: Final = ("torch", "megatron")
 """What a rank imports and the base install has not."""
@@ -69,23 +69,27 @@ class PreparedJob:
     """A decided, not yet submitted job."""
 
     request: Request
-    plan: JobPlan
+    plan: JobPlan | None
+    """None for a script of the user's."""
     attempt: int = 1
 
     @property
     def text(self) -> str:
-        """What a dry run prints, byte for byte what `request.json` will hold."""
-        return request_text(self.request)
+        """What a dry run prints: what the scheduler is given, or `request.json` itself."""
+        return self.request.submission or request_text(self.request)
 
 
 def prepare_job(
-    job: JobSpec, *, launcher: Launcher | None = None, root: Path | None = None
+    job: JobSpec | ScriptSpec,
+    *,
+    scheduler: Scheduler | SchedulerName = "local",
+    root: Path | None = None,
 ) -> PreparedJob:
-    """Decide everything about a new run: layout, forecast, id, command line.
+    """Decide everything about a new run: layout, forecast, id, what the scheduler is given.
 
     Args:
         job: The job; where it has no layout, its ranks share the data (`dp=num_ranks`).
-        launcher: None: one that starts Trimtab's own ranks on this machine.
+        scheduler: Where it shall run, by name with Trimtab's own ranks.
         root: The folder of the run directories; None: `rundir.runs_root()`.
 
     Raises:
@@ -96,23 +100,26 @@ def prepare_job(
     """
     root = (root or runs_root()).absolute()
     run_ids(root)  # raises where it is no folder of runs
-    handle = new_handle(job.name, root=root)
-    launcher = launcher or launcher_of(handle)
+    run_dir = root / new_run_id(job.name, root=root)
+    if isinstance(scheduler, str):
+        scheduler = scheduler_of(scheduler)
+    if isinstance(job, ScriptSpec):
+        request = scheduler.prepare(job, layout=None, run_dir=run_dir)
+        return PreparedJob(request=request, plan=None)
     layout = job.layout or Layout(dp=job.num_ranks)
-    run_dir = root / handle.job_id
-    request = launcher.prepare(job, layout=layout, handle=handle, run_dir=run_dir)
+    request = scheduler.prepare(job, layout=layout, run_dir=run_dir)
     return PreparedJob(request=request, plan=_plan(job, layout))
 
 
 def prepare_resume(
-    run: RunDir, overrides: Sequence[str] = (), *, launcher: Launcher | None = None
+    run: RunDir, overrides: Sequence[str] = (), *, scheduler: Scheduler | None = None
 ) -> PreparedJob:
-    """Decide how a finished run goes on in its own directory.
+    """Decide how a finished run goes on in its own directory, under the same scheduler.
 
     Args:
         run: The run; it must not be running.
         overrides: `a.b=c` entries; see `resumed_job`.
-        launcher: None: one that starts Trimtab's own ranks on this machine.
+        scheduler: None: the run's, with Trimtab's own ranks.
 
     Raises:
         InputError: The run is still running or has nothing left to do, or an override is not
@@ -125,6 +132,11 @@ def prepare_resume(
         raise InputError(
             f"{run.handle} is still {state.state.value}; to end it: trimtab cancel {run.handle}"
         )
+    scheduler = scheduler or scheduler_of(request.scheduler)
+    attempt = state.attempt + 1
+    if isinstance(request.job, ScriptSpec):
+        again = scheduler.prepare(request.job, layout=None, run_dir=run.path)
+        return PreparedJob(request=again, plan=None, attempt=attempt)
     job = resumed_job(request.job, overrides)
     if (
         state.state is JobState.SUCCEEDED
@@ -135,35 +147,41 @@ def prepare_resume(
             "add training.num_steps=MORE"
         )
     _check_can_go_on(run)
-    launcher = launcher or launcher_of(run.handle)
     return PreparedJob(
-        request=launcher.prepare(
-            job, layout=request.layout, handle=run.handle, run_dir=run.path
-        ),
+        request=scheduler.prepare(job, layout=request.layout, run_dir=run.path),
         plan=run.plan(),
-        attempt=state.attempt + 1,
+        attempt=attempt,
     )
 
 
-def submit_prepared(prepared: PreparedJob) -> RunDir:
-    """Write the run directory, start its controller and return once that is up.
+def submit_prepared(prepared: PreparedJob, *, scheduler: Scheduler | None = None) -> RunDir:
+    """Write the run directory and hand the request to its scheduler.
+
+    A local run is up when this returns, one of Slurm or Ray is queued.
+
+    Args:
+        prepared: What `prepare_job` or `prepare_resume` has decided.
+        scheduler: None: the request's.
 
     Raises:
         MissingExtraError: What ranks need is not installed; nothing was written.
-        JobFailedError: The controller did not come up; the message holds its last words.
+        JobFailedError: A local job's controller did not come up; the message holds its last
+            words.
         RunIdTakenError: Another submission in the same moment took the id.
         RunDirError: The run directory cannot be written, or processes of the run's last attempt
             still live.
-        InputError: The controller refused the job (Weights & Biases without a key, say), or
-            the run has been resumed since the job was prepared.
+        InputError: The cluster or the controller refused the job; nothing is left of it.
     """
-    _check_packages()
     request = prepared.request
+    scheduler = scheduler or scheduler_of(request.scheduler)
+    if request.scheduler == "local" and isinstance(request.job, JobSpec):
+        _check_packages()
+    scheduler.check(request)
     state = RunState(
         name=request.job.name,
         num_ranks=request.num_ranks,
         state=JobState.PENDING,
-        reason="its controller is starting",
+        reason="its controller is starting" if request.scheduler == "local" else "queued",
         attempt=prepared.attempt,
         submitted_s=time.time(),
     )
@@ -178,31 +196,45 @@ def submit_prepared(prepared: PreparedJob) -> RunDir:
             run.write_state(state)
         log = run.controller_log
         log_start = log.stat().st_size if log.exists() else 0
-        controller = _spawn_controller(run, lock_fd=lock_fd)
-    _wait_until_up(run, controller, log_start=log_start)
+        try:
+            handle = scheduler.submit(request, lock_fd=lock_fd)
+        except TrimtabError as error:
+            _undo(run, prepared, reason=str(error))
+            raise
+    if request.scheduler == "local":
+        _wait_until_up(run, log_start=log_start)
+    else:
+        run.add_handle(handle)
     return run
 
 
 def submit_job(
-    job: JobSpec, *, launcher: Launcher | None = None, root: Path | None = None
+    job: JobSpec | ScriptSpec,
+    *,
+    scheduler: Scheduler | SchedulerName = "local",
+    root: Path | None = None,
 ) -> RunDir:
     """Prepare and submit a new run; see `prepare_job` and `submit_prepared`."""
+    if isinstance(scheduler, str):
+        scheduler = scheduler_of(scheduler)
     while True:
         try:
-            return submit_prepared(prepare_job(job, launcher=launcher, root=root))
+            prepared = prepare_job(job, scheduler=scheduler, root=root)
+            return submit_prepared(prepared, scheduler=scheduler)
         except RunIdTakenError:  # by another submission in the same moment
             continue
 
 
 def resume_job(
-    run: RunDir, overrides: Sequence[str] = (), *, launcher: Launcher | None = None
+    run: RunDir, overrides: Sequence[str] = (), *, scheduler: Scheduler | None = None
 ) -> RunDir:
     """Prepare and submit the next attempt of a run; see `prepare_resume`."""
-    return submit_prepared(prepare_resume(run, overrides, launcher=launcher))
+    prepared = prepare_resume(run, overrides, scheduler=scheduler)
+    return submit_prepared(prepared, scheduler=scheduler)
 
 
 def cancel_run(run: RunDir) -> RunState:
-    """Ask a run's controller to end it cleanly; asked twice, it ends at once.
+    """Ask a run to end cleanly; asked twice, it ends at once.
 
     Returns:
         The state before; where that is final, nothing was done.
@@ -213,14 +245,21 @@ def cancel_run(run: RunDir) -> RunState:
     state = run.observed(time.time())
     if state.state.is_final:
         return state
+    if run.request().scheduler != "local":
+        scheduler = scheduler_of(run.request().scheduler)
+        scheduler.cancel(run.handle, at_once=state.cancelled_s is not None)
+        return state
     if state.controller is None:
         raise InputError(f"{run.handle} is still starting; try again in a moment")
     if not state.controller.is_here:
         raise InputError(
             f"{run.handle} runs on the machine {state.controller.host!r}; cancel it there"
         )
+    owner = state.controller
+    if state.keeper is not None and not owner.is_alive:
+        owner = state.keeper  # it starts the next controller, and passes the signal on
     with contextlib.suppress(ProcessLookupError):  # it may have ended just now
-        os.kill(state.controller.pid, signal.SIGTERM)
+        os.kill(owner.pid, signal.SIGTERM)
     return state
 
 
@@ -243,11 +282,21 @@ def resumed_job(job: JobSpec, overrides: Sequence[str]) -> JobSpec:
     return serde.from_document(JobSpec, document)
 
 
-def launcher_of(handle: JobHandle) -> Launcher:
-    """The launcher of a handle's scheduler, starting Trimtab's own ranks."""
-    match handle.scheduler:
+def scheduler_of(name: SchedulerName) -> Scheduler:
+    """A scheduler that starts Trimtab's own ranks and keepers."""
+    match name:
         case "local":
-            return LocalLauncher(argv=RANK_COMMAND)
+            from trimtab.launch.local import LocalScheduler
+
+            return LocalScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
+        case "slurm":
+            from trimtab.launch.slurm.scheduler import SlurmScheduler
+
+            return SlurmScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
+        case "ray":
+            from trimtab.launch.ray.scheduler import RayScheduler
+
+            return RayScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
 
 
 def slug(name: str) -> str:
@@ -260,14 +309,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:_SLUG_CHARS].rstrip("-") or "job"
 
 
-def new_handle(name: str, *, root: Path, scheduler: SchedulerName = "local") -> JobHandle:
-    """A handle that no run in `root` has yet."""
+def new_run_id(name: str, *, root: Path) -> str:
+    """An id that no run in `root` has yet."""
     first = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(name)}"
-    job_id, number = first, 1
-    while (root / job_id).exists():
+    run_id, number = first, 1
+    while (root / run_id).exists():
         number += 1
-        job_id = f"{first}-{number}"
-    return JobHandle(scheduler=scheduler, job_id=job_id)
+        run_id = f"{first}-{number}"
+    return run_id
 
 
 def _plan(job: JobSpec, layout: Layout) -> JobPlan:
@@ -323,42 +372,28 @@ def _scalar(text: str) -> Any:
         return text
 
 
-def _spawn_controller(run: RunDir, *, lock_fd: int) -> subprocess.Popen[bytes]:
-    """Start the controller in a session of its own: it outlives this process and terminal."""
-    module = "trimtab.orchestrator.controller"
-    with run.controller_log.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(run.path), str(lock_fd)],
-            pass_fds=(lock_fd,),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,
-        )
-    # Reaped here where this process lives longer, so that no zombie is left behind.
-    threading.Thread(target=process.wait, name="controller reaper", daemon=True).start()
-    return process
+def _undo(run: RunDir, prepared: PreparedJob, *, reason: str) -> None:
+    """Leave nothing of a run that was refused; of one that was to go on, why it did not."""
+    if prepared.attempt == 1:
+        shutil.rmtree(run.path)
+        return
+    code = int(ExitCode.JOB_FAILED)
+    run.write_state(replace(run.state(), state=JobState.FAILED, reason=reason, exit_code=code))
 
 
-def _wait_until_up(run: RunDir, controller: subprocess.Popen[bytes], *, log_start: int) -> None:
+def _wait_until_up(run: RunDir, *, log_start: int) -> None:
+    """Return when a local run's controller has begun, or is busy with its preparations."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
-        has_ended = controller.poll() is not None
-        state = run.state()
+        state = run.observed(time.time())
         if state.started_s is not None:
             return
-        if state.state.is_final:
+        if state.state.is_final and state.finished_s is not None:
             error = InputError if state.exit_code == ExitCode.USAGE else JobFailedError
             raise error(state.reason)
-        if has_ended:
+        if state.state.is_final:
             words = last_words(run.controller_log, start=log_start) or "it said nothing"
-            reason = f"the controller of {run.handle} did not start: {words}"
-            code = int(ExitCode.JOB_FAILED)
-            run.write_state(
-                replace(state, state=JobState.FAILED, reason=reason, exit_code=code)
-            )
-            raise JobFailedError(reason)
+            raise JobFailedError(f"the controller of {run.handle} did not start: {words}")
         time.sleep(_POLL_S)
     if state.controller is not None:
         return  # it is up and still at its preparations: the job is pending
