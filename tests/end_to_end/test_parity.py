@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -89,16 +90,17 @@ def _train(
     job: JobSpec, plans: list[StepPlan], *, num_ranks: int, out: Path, fault: str | None = None
 ) -> dict[str, Any]:
     out.mkdir()
+    store = socket.create_server(("127.0.0.1", 0))
     config = {
         "job": serde.to_document(job),
         "plans": [serde.to_document(plan) for plan in plans],
-        "rendezvous": f"file://{out}/rendezvous",
+        "rendezvous": f"tcp://127.0.0.1:{store.getsockname()[1]}",
         "out": str(out),
         "fault": fault,
     }
     (out / "config.json").write_text(json.dumps(config))
     script = Path(__file__).with_name("train_rank.py")
-    with (out / "stderr").open("w") as log:
+    with store, (out / "stderr").open("w") as log:
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-W", "ignore", str(script), str(out / "config.json")],
@@ -107,8 +109,10 @@ def _train(
                     "RANK": str(rank),
                     "WORLD_SIZE": str(num_ranks),
                     "GLOO_SOCKET_IFNAME": "lo",
+                    "STORE_FD": str(store.fileno()),
                 },
                 stderr=log,
+                pass_fds=(store.fileno(),),
             )
             for rank in range(num_ranks)
         ]

@@ -70,7 +70,11 @@ def main() -> None:
         serde.from_document(JobSpec, config["job"]),
         Layout(dp=world_size),
         context=RankContext(
-            rank=rank, world_size=world_size, local_rank=rank, rendezvous=config["rendezvous"]
+            rank=rank,
+            world_size=world_size,
+            local_rank=rank,
+            rendezvous=config["rendezvous"],
+            store_fd=int(os.environ["STORE_FD"]) if rank == 0 else None,
         ),
         run_dir=out,
         plans=GivenPlans(plans) if rank == 0 else None,

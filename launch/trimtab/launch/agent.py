@@ -20,12 +20,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import BinaryIO, Final
 
 from trimtab.core import serde
-from trimtab.core.errors import JobFailedError, TrimtabError
+from trimtab.core.errors import InputError, JobFailedError, TrimtabError
 from trimtab.launch import locks, wire
 from trimtab.launch.facts import node_facts
+from trimtab.launch.interfaces import interface_environment
 from trimtab.launch.logs import LogTail, rank_log
 from trimtab.launch.processes import RankOrder, RankProcesses
 from trimtab.launch.rank_environment import rank_environment
@@ -55,7 +56,13 @@ class Agent:
     """One node's ranks, at the end of a connection to the controller."""
 
     def __init__(
-        self, run_dir: Path, connection: socket.socket, *, node: str, held_fds: tuple[int, ...]
+        self,
+        run_dir: Path,
+        connection: socket.socket,
+        *,
+        node: str,
+        held_fds: tuple[int, ...],
+        slurmd: SlurmdWatch | None,
     ) -> None:
         self._run_dir = run_dir
         self._connection = connection
@@ -65,8 +72,9 @@ class Agent:
         self._ranks = RankProcesses()
         self._attempt = 0
         self._reserved: socket.socket | None = None
-        self._logs: list[LogTail] = []
-        self._slurmd = SlurmdWatch.of_this_node()
+        self._logs: dict[int, LogTail] = {}
+        """Of the ranks whose output is sent over."""
+        self._slurmd = slurmd
         self._signals: list[str] = []
         self._leaving = False
         self._sees_run_dir = (run_dir / "state.json").exists()
@@ -99,7 +107,10 @@ class Agent:
             self._ranks.wait()
 
     def _receive(self) -> None:
-        with contextlib.suppress(OSError), self._connection.makefile("rb") as stream:
+        with (
+            contextlib.suppress(OSError, InputError, UnicodeDecodeError),
+            self._connection.makefile("rb") as stream,
+        ):
             while text := stream.readline(wire.MAX_LINE_BYTES):
                 self._orders.put(serde.from_json(wire.ToAgent, text.decode()))  # type: ignore[arg-type]  # a union
         self._orders.put(None)
@@ -123,7 +134,12 @@ class Agent:
     def _reserve_port(self, host: str) -> None:
         self._free_port()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._reserved = socket.create_server((host, 0), family=family, backlog=4096)
+        try:
+            self._reserved = socket.create_server((host, 0), family=family, backlog=4096)
+        except OSError as error:
+            reason = f"it cannot listen on its own address {host}: {error.strerror}"
+            self._send(wire.NodeFailing(reason=reason))
+            return
         self._send(wire.PortReserved(port=self._reserved.getsockname()[1]))
 
     def _free_port(self) -> None:
@@ -150,11 +166,8 @@ class Agent:
             return
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._run_dir / order.request_name).write_text(order.request_text, encoding="utf-8")
-        logs = (
-            rank_log(self._run_dir, order.first_rank + local_rank)
-            for local_rank in range(order.num_ranks)
-        )
-        self._logs = [LogTail(log) for log in logs]
+        ranks = range(order.first_rank, order.first_rank + order.num_ranks)
+        self._logs = {rank: LogTail(rank_log(self._run_dir, rank)) for rank in ranks}
 
     def _start_rank(self, order: wire.StartRanks, local_rank: int) -> None:
         rank = order.first_rank + local_rank
@@ -175,7 +188,7 @@ class Agent:
                     node=self._node,
                     run_dir=self._run_dir,
                     store_fd=store_fd,
-                    inherited=_own_environment(),
+                    inherited=_inherited(order.node_address),
                 ),
                 log=rank_log(self._run_dir, rank),
                 attempt=order.attempt,
@@ -185,7 +198,8 @@ class Agent:
 
     def _tell_exits(self) -> None:
         for ended in self._ranks.poll():
-            self._send_logs()
+            while self._send_log(ended.rank):
+                pass  # all of it, before its end is told
             self._send(
                 wire.RankEnded(
                     attempt=self._attempt,
@@ -203,12 +217,17 @@ class Agent:
             self._send(wire.NodeFailing(reason=failing))
         while self._signals:
             self._send(wire.AgentSignalled(signal=self._signals.pop(0)))
-        self._send_logs()
+        for rank in self._logs:
+            self._send_log(rank)
 
-    def _send_logs(self) -> None:
-        for log in self._logs:
-            if text := log.read_new():
-                self._send(wire.LogWritten(name=log.path.name, text=text))
+    def _send_log(self, rank: int) -> bool:
+        """Send some of what is new in a rank's log; whether there was any."""
+        log = self._logs.get(rank)
+        text = "" if log is None else log.read_new()
+        if log is None or not text:
+            return False
+        self._send(wire.LogWritten(name=log.path.name, text=text))
+        return True
 
     def _send(self, message: wire.FromAgent) -> None:
         self._connection.sendall(wire.line(message))
@@ -233,10 +252,13 @@ def main(argv: Sequence[str]) -> int:
     node = node or socket.gethostname()
     try:
         with locks.open_node_lock(options.run_dir.name, node) as lock:
-            _end_leftovers(Path(lock.name), lock.fileno())
+            _end_leftovers(lock)
+            slurmd = SlurmdWatch.of_this_node()  # may have to wait for an answer
             held = (lock.fileno(),) if options.lock is None else (lock.fileno(), options.lock)
             connection = _connect(options.controller, token=os.environ[TOKEN_VARIABLE])
-            agent = Agent(options.run_dir, connection, node=node, held_fds=held)
+            agent = Agent(
+                options.run_dir, connection, node=node, held_fds=held, slurmd=slurmd
+            )
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, agent.note_signal)
             agent.run()
@@ -246,15 +268,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _end_leftovers(path: Path, descriptor: int) -> None:
+def _end_leftovers(lock: BinaryIO) -> None:
     """Take the node's lock; what an earlier agent of the run left here is ended first."""
-    if locks.try_lock(descriptor, wait_s=_LEFTOVER_GRACE_S):
-        return
-    for pid in locks.holders(path):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-    if not locks.try_lock(descriptor, wait_s=_LEFTOVER_GRACE_S):
-        raise JobFailedError(f"processes of an earlier attempt hold {path} and do not end")
+    if not locks.take_over(lock, grace_s=_LEFTOVER_GRACE_S):
+        raise JobFailedError(
+            f"processes of an earlier attempt hold {lock.name} and do not end"
+        )
 
 
 def _connect(address: str, *, token: str) -> socket.socket:
@@ -274,8 +293,10 @@ def _connect(address: str, *, token: str) -> socket.socket:
     return connection
 
 
-def _own_environment() -> Mapping[str, str]:
-    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+def _inherited(node_address: str) -> Mapping[str, str]:
+    """What ranks inherit: our environment without our secret, bound to the node's network."""
+    own = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    return own | interface_environment(node_address)
 
 
 def _say(line: str) -> None:

@@ -5,9 +5,8 @@ import os
 import socket
 from typing import Final
 
-import psutil  # type: ignore[import-untyped]  # it has no types
-
 from trimtab.launch import wire
+from trimtab.launch.interfaces import own_addresses
 from trimtab.launch.processes import usable_cores
 
 _NO_GPU: Final = (0, "")
@@ -24,18 +23,12 @@ def node_facts(*, node: str, sees_run_dir: bool) -> wire.AgentHello:
         num_cores=usable_cores(),
         num_gpus=num_gpus,
         gpu=gpu,
-        interfaces=_interfaces(),
+        interfaces=tuple(
+            f"{name} {address}"
+            for name, addresses in sorted(own_addresses().items())
+            for address in addresses
+        ),
         sees_run_dir=sees_run_dir,
-    )
-
-
-def _interfaces() -> tuple[str, ...]:
-    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
-    return tuple(
-        f"{name} {address.address}"
-        for name, addresses in sorted(psutil.net_if_addrs().items())
-        for address in addresses
-        if name in up and address.family in (socket.AF_INET, socket.AF_INET6)
     )
 
 

@@ -23,7 +23,7 @@ def rank_environment(
         node: The node's name.
         run_dir: The run directory as this node sees it.
         store_fd: Bound socket of the rendezvous store, for rank 0 of our worker.
-        inherited: The agent's own environment, secrets of the user's included.
+        inherited: What the agent passes on, secrets of the user's included.
 
     Source: the names `torchrun` sets, in PyTorch's torch.distributed.run; Slurm's of one task
     a rank (srun(1)), which training frameworks read before the others.

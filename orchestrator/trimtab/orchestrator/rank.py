@@ -69,7 +69,9 @@ def main() -> ExitCode:
     warnings.filterwarnings("ignore", module=r"torch\.")
     from trimtab.launch.runtime.telemetry import TelemetrySender
 
-    request = serde.from_json(Request, (run_dir / "request.json").read_text(encoding="utf-8"))
+    request = serde.from_json(
+        Request, Path(os.environ["TRIMTAB_REQUEST"]).read_text(encoding="utf-8")
+    )
     telemetry = TelemetrySender(
         os.environ["TRIMTAB_COLLECTOR"], token=os.environ["TRIMTAB_COLLECTOR_TOKEN"], rank=rank
     )
@@ -92,7 +94,7 @@ def main() -> ExitCode:
 def _run(
     request: Request, *, rank: int, run_dir: Path, telemetry: "Telemetry", stop: StopSignal
 ) -> None:
-    job, layout = request.job, request.layout
+    job, layout = request.training
     plans = None
     if rank == 0:
         planner = step_planner(job, layout)
@@ -109,6 +111,7 @@ def _run(
                 world_size=int(os.environ["WORLD_SIZE"]),
                 local_rank=int(os.environ["LOCAL_RANK"]),
                 rendezvous=os.environ["TRIMTAB_RENDEZVOUS"],
+                store_fd=int(fd) if (fd := os.environ.get("TRIMTAB_STORE_FD")) else None,
             ),
             run_dir=run_dir,
             plans=plans,

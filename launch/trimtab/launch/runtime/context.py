@@ -1,15 +1,19 @@
 """Which rank this process is, how it meets the others, and what device it has."""
 
+import datetime
 import re
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore  # type: ignore[attr-defined]  # torch re-exports it
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch re-exports it
 
 from trimtab.core.job import JobSpec
+
+_MEETING_TIMEOUT: Final = datetime.timedelta(minutes=10)
+"""How long ranks wait for each other: imports from a busy file system take minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +24,9 @@ class RankContext:
     world_size: int
     local_rank: int
     rendezvous: str
-    """Where the ranks meet: the `file://` URL of a file that all of them can reach."""
+    """Where the ranks meet: `tcp://host:port` of the store that rank 0 holds."""
+    store_fd: int | None = None
+    """Rank 0: the store's socket, bound and listening already; None: it binds the port."""
 
 
 def join(context: RankContext) -> None:
@@ -30,9 +36,24 @@ def join(context: RankContext) -> None:
         torch.cuda.set_device(context.local_rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=FileStore(url2pathname(urlsplit(context.rendezvous).path), context.world_size),
+        store=_store(context),
         rank=context.rank,
         world_size=context.world_size,
+    )
+
+
+def _store(context: RankContext) -> TCPStore:
+    address = urlsplit(context.rendezvous)
+    assert address.hostname is not None
+    assert address.port is not None
+    return TCPStore(
+        address.hostname,
+        address.port,
+        context.world_size,
+        is_master=context.rank == 0,
+        timeout=_MEETING_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=context.store_fd,
     )
 
 

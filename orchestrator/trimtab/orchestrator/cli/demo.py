@@ -142,7 +142,7 @@ def _summary(
 
 def _cores_note(num_ranks: int) -> str | None:
     """Why the ratio says little here, where ranks have no core each."""
-    from trimtab.launch.local import usable_cores
+    from trimtab.launch.processes import usable_cores
 
     num_cores = usable_cores()
     if num_ranks <= num_cores:

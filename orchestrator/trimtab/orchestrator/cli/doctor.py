@@ -184,7 +184,7 @@ def _gpus() -> list[Finding]:
 
 
 def _cores() -> list[Finding]:
-    from trimtab.launch.local import usable_cores
+    from trimtab.launch.processes import usable_cores
 
     return [Finding(level="ok", check="processor cores", found=str(usable_cores()))]
 
