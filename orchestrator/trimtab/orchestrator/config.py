@@ -33,6 +33,7 @@ from trimtab.core.job import (
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
+from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions
 from trimtab.orchestrator.cluster_file import cluster_from_document
 from trimtab.orchestrator.hf_config import MODEL_TYPES, is_hf_config, model_from_hf_config
 from trimtab.planners.calibration import profile_from_document
@@ -50,10 +51,13 @@ _SECTIONS: dict[str, type] = {
     "step_planning": StepPlanningSpec,
     "checkpoint": CheckpointSpec,
     "telemetry": TelemetrySpec,
+    "restart": RestartSpec,
+    "slurm": SlurmOptions,
+    "ray": RayOptions,
 }
 """The sections of a job file that read as core values as they stand."""
 
-_JOB_KEYS = ("name", *_REFERENCES, "num_ranks", "layout", *_SECTIONS)
+_JOB_KEYS = ("name", *_REFERENCES, "num_ranks", "num_nodes", "layout", *_SECTIONS)
 _NEEDED = ("name", "model", "cluster", "data", "training")
 
 
@@ -171,6 +175,7 @@ def _job(document: dict[str, Any], *, folder: Path) -> JobSpec:
         model=_model(_mapping(given["model"], "model"), name=name, path="model"),
         cluster=cluster,
         num_ranks=num_ranks,
+        num_nodes=given.get("num_nodes"),
         layout=_layout(given.get("layout"), num_ranks=num_ranks),
         profile=_profile(given.get("profile")),
         **sections,
