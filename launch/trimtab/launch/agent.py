@@ -256,9 +256,7 @@ def main(argv: Sequence[str]) -> int:
             slurmd = SlurmdWatch.of_this_node()  # may have to wait for an answer
             held = (lock.fileno(),) if options.lock is None else (lock.fileno(), options.lock)
             connection = _connect(options.controller, token=os.environ[TOKEN_VARIABLE])
-            agent = Agent(
-                options.run_dir, connection, node=node, held_fds=held, slurmd=slurmd
-            )
+            agent = Agent(options.run_dir, connection, node=node, held_fds=held, slurmd=slurmd)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, agent.note_signal)
             agent.run()
@@ -271,9 +269,7 @@ def main(argv: Sequence[str]) -> int:
 def _end_leftovers(lock: BinaryIO) -> None:
     """Take the node's lock; what an earlier agent of the run left here is ended first."""
     if not locks.take_over(lock, grace_s=_LEFTOVER_GRACE_S):
-        raise JobFailedError(
-            f"processes of an earlier attempt hold {lock.name} and do not end"
-        )
+        raise JobFailedError(f"processes of an earlier attempt hold {lock.name} and do not end")
 
 
 def _connect(address: str, *, token: str) -> socket.socket:

@@ -9,7 +9,7 @@ agents itself (`fleet.py`): starting, watching and ending ranks is the same ever
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -97,7 +97,7 @@ class AgentOrder:
 
     controller_address: str
     """`host:port`."""
-    token: str
+    token: str = field(repr=False)
     argv: tuple[str, ...]
     """The agent's command line; `agent.command` makes it."""
 

@@ -5,23 +5,18 @@ except `gather` and `start`, which wait for answers for a limited time.
 """
 
 import contextlib
-import hmac
-import json
-import queue
 import secrets
-import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from trimtab.core import serde
-from trimtab.core.errors import InputError, JobFailedError
+from trimtab.core.errors import JobFailedError
 from trimtab.core.job import Request, ScriptSpec
 from trimtab.launch import agent, wire
 from trimtab.launch.api import AgentOrder, AgentStep, AllocatedNode, Allocation, RankExit
+from trimtab.launch.links import AgentLink, AgentServer
 
 SILENT_AGENT_S: Final = 6.0
 """An agent beats every second; one that is silent for this long has lost its node."""
@@ -29,8 +24,6 @@ SILENT_AGENT_S: Final = 6.0
 _CONNECT_S: Final = 45.0
 """How long agents may take to report after they were started."""
 _ANSWER_S: Final = 15.0
-_TOKEN_TIMEOUT_S: Final = 10.0
-_SEND_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.02
 _LEAVE_S: Final = 5.0
 
@@ -76,16 +69,6 @@ class Rendezvous:
     request_text: str
 
 
-@dataclass(slots=True)
-class _Link:
-    """One agent's connection."""
-
-    connection: socket.socket
-    hello: wire.AgentHello
-    seen_s: float
-    is_told_gone: bool = False
-
-
 class Fleet:
     """The agents of a job.
 
@@ -98,18 +81,18 @@ class Fleet:
         self._allocation = allocation
         self._run_dir = run_dir
         self._token = secrets.token_urlsafe(32)
-        self._inbox: queue.SimpleQueue[tuple[_Link, wire.FromAgent | None]] = (
-            queue.SimpleQueue()
-        )
-        self._server = _listen(allocation.controller_host)
-        threading.Thread(target=self._accept, name="agents", daemon=True).start()
-        self._links: dict[str, _Link] = {}
+        self._server = AgentServer(allocation.controller_host, token=self._token)
+        self._links: dict[str, AgentLink] = {}
         self._steps: list[AgentStep] = []
         self._news: list[News] = []
         self._ports: dict[str, int] = {}
         self._rank_nodes: dict[int, str] = {}
         """Node of every rank whose end has not been told."""
         self._attempt = 0
+        self._in_use: frozenset[str] = frozenset()
+        """Nodes of the attempt; what happens to others is no news."""
+        self._idle: list[AgentLink] = []
+        """Agents of forgotten nodes."""
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -132,7 +115,7 @@ class Fleet:
         self._take_messages()
         missing = [node for node in nodes if node.name not in self._links]
         if missing:
-            address = _address(self._server)
+            address = self._server.address
             order = AgentOrder(
                 controller_address=address,
                 token=self._token,
@@ -156,11 +139,15 @@ class Fleet:
             JobFailedError: The first node does not answer.
         """
         self._attempt = rendezvous.attempt
-        self._news.clear()
+        self._in_use = frozenset(node.name for node in nodes)
+        self._news = [each for each in self._news if isinstance(each, RoomWanted)]
         first = nodes[0]
         port = self._reserve_port(first)
         per_node = request.ranks_per_node
         for index, node in enumerate(nodes):
+            if node.name not in self._links:
+                self._tell_gone(node.name, "its agent has ended before its ranks began")
+                continue
             ranks = range(index * per_node, (index + 1) * per_node)
             self._rank_nodes |= dict.fromkeys(ranks, node.name)
             order = wire.StartRanks(
@@ -205,16 +192,23 @@ class Fleet:
         self._send_all(wire.KillRanks())
 
     def forget(self, node: str) -> None:
-        """End what runs on a node that is not to be used any more, its agent too."""
+        """End the ranks of a node that is not to be used any more, and hear no more of it.
+
+        Its agent stays until `close`: srun would take its end for that of the whole step.
+        """
         link = self._links.pop(node, None)
         self._forget_ranks(node)
         if link is not None:
+            self._idle.append(link)
             with contextlib.suppress(OSError):
-                link.connection.sendall(wire.line(wire.KillRanks()))
+                link.send(wire.KillRanks())
 
     def close(self) -> None:
         """End all ranks and agents."""
         self._send_all(wire.Leave())
+        for link in self._idle:
+            with contextlib.suppress(OSError):
+                link.send(wire.Leave())
         deadline_s = time.monotonic() + _LEAVE_S
         while self._links and time.monotonic() < deadline_s:
             self._take_messages()
@@ -237,19 +231,22 @@ class Fleet:
         self._ports.pop(node.name, None)
         self._send(node.name, wire.ReservePort(host=node.address))
         deadline_s = time.monotonic() + _ANSWER_S
-        while time.monotonic() < deadline_s:
+        why = None if node.name in self._links else "its agent has ended"
+        while why is None and time.monotonic() < deadline_s:
             self._take_messages()
             if node.name in self._ports:
                 return self._ports[node.name]
+            why = self._why_gone(node.name)
             time.sleep(_POLL_S)
-        raise JobFailedError(f"node {node.name} gives no port for the ranks' rendezvous")
+        raise JobFailedError(
+            f"node {node.name} gives no port for the ranks' rendezvous: {why or 'no answer'}"
+        )
 
     def _take_messages(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._take(*self._inbox.get_nowait())
+        for link, message in self._server.received():
+            self._take(link, message)
 
-    def _take(self, link: _Link, message: wire.FromAgent | None) -> None:
+    def _take(self, link: AgentLink, message: wire.FromAgent | None) -> None:
         node = link.hello.node
         if isinstance(message, wire.AgentHello):
             self._links[node] = link
@@ -263,8 +260,7 @@ class Fleet:
                 self._ports[node] = message.port
             case wire.NodeFailing() if not link.is_told_gone:
                 link.is_told_gone = True
-                gone = NodeGone(node=node, reason=message.reason, ranks_live=True)
-                self._news.append(gone)
+                self._tell_gone(node, message.reason, ranks_live=True)
             case wire.AgentSignalled():
                 self._news.append(RoomWanted(node=node, signal=message.signal))
             case wire.LogWritten():
@@ -284,7 +280,7 @@ class Fleet:
             case wire.RankStopped():
                 self._news.append(RankFroze(rank=message.rank, reason=message.reason))
             case wire.RanksRefused():
-                self._news.append(NodeGone(node=node, reason=message.reason))
+                self._tell_gone(node, message.reason)
                 self._forget_ranks(node)
 
     def _note_end(self, message: wire.RankEnded) -> None:
@@ -299,13 +295,20 @@ class Fleet:
             )
         )
 
-    def _lose(self, node: str, link: _Link, reason: str) -> None:
+    def _lose(self, node: str, link: AgentLink, reason: str) -> None:
         del self._links[node]
-        with contextlib.suppress(OSError):
-            link.connection.close()
+        link.cut()
         self._forget_ranks(node)
         if not link.is_told_gone:
-            self._news.append(NodeGone(node=node, reason=reason))
+            self._tell_gone(node, reason)
+
+    def _tell_gone(self, node: str, reason: str, *, ranks_live: bool = False) -> None:
+        if node in self._in_use:
+            self._news.append(NodeGone(node=node, reason=reason, ranks_live=ranks_live))
+
+    def _why_gone(self, node: str) -> str | None:
+        gone = (each for each in self._news if isinstance(each, NodeGone))
+        return next((each.reason for each in gone if each.node == node), None)
 
     def _forget_ranks(self, node: str) -> None:
         """Ranks of a lost node: nobody will tell their end."""
@@ -326,54 +329,9 @@ class Fleet:
         if link is None:
             return
         try:
-            link.connection.sendall(wire.line(message))
+            link.send(message)
         except OSError as error:
             self._lose(node, link, f"its agent cannot be reached: {error}")
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
-                connection, _ = self._server.accept()
-                threading.Thread(
-                    target=self._receive, args=(connection,), name="agent", daemon=True
-                ).start()
-
-    def _receive(self, connection: socket.socket) -> None:
-        """Listen to one connection; one that does not prove itself is dropped."""
-        connection.settimeout(_TOKEN_TIMEOUT_S)
-        link: _Link | None = None
-        with contextlib.suppress(OSError, InputError), connection.makefile("rb") as stream:
-            if not self._is_token(stream.readline(wire.MAX_LINE_BYTES)):
-                connection.close()
-                return
-            while text := stream.readline(wire.MAX_LINE_BYTES):
-                message: wire.FromAgent = serde.from_json(wire.FromAgent, text.decode())  # type: ignore[arg-type]  # a union
-                if isinstance(message, wire.AgentHello):
-                    connection.settimeout(None)
-                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    link = _Link(connection, message, time.monotonic())
-                if link is None:
-                    break
-                self._inbox.put((link, message))
-        if link is not None:
-            self._inbox.put((link, None))
-
-    def _is_token(self, text: bytes) -> bool:
-        try:
-            token = json.loads(text)["token"]
-        except (ValueError, KeyError, TypeError):
-            return False
-        return isinstance(token, str) and hmac.compare_digest(token, self._token)
-
-
-def _listen(host: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, 0), family=family, backlog=4096)
-
-
-def _address(server: socket.socket) -> str:
-    host, port = server.getsockname()[:2]
-    return f"{host}:{port}"
 
 
 def _folder(request: Request) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 from trimtab.core.errors import InputError, JobFailedError
 from trimtab.core.job import EnvVar, JobHandle, JobSpec, Request, ScriptSpec
 from trimtab.core.plan import Layout
-from trimtab.launch import tether
+from trimtab.launch import locks, tether
 from trimtab.launch.agent import NODE_VARIABLE, TOKEN_VARIABLE
 from trimtab.launch.api import AgentOrder, AgentStep, AllocatedNode, Move, SchedulerView
 from trimtab.launch.limits import check_runnable
@@ -22,6 +22,8 @@ MAX_LOCAL_RANKS: Final = 64
 """More processes than this on one machine are taken for a mistake."""
 
 _LOOPBACK: Final = "127.0.0.1"
+_ORPHAN_GRACE_S: Final = 30.0
+"""How long ranks whose agent was killed may take to save and end."""
 
 
 class LocalScheduler:
@@ -114,8 +116,14 @@ class LocalScheduler:
 class LocalAllocation:
     """This machine, as the one node of a job."""
 
-    def __init__(self, *, lock_fd: int | None) -> None:
-        """`lock_fd`: locked file of the run, which the agent and its ranks hold open too."""
+    def __init__(self, *, run_id: str, lock_fd: int | None) -> None:
+        """Make it.
+
+        Args:
+            run_id: The run's.
+            lock_fd: Locked file of the run, which the agent and its ranks hold open too.
+        """
+        self._run_id = run_id
         self._lock_fd = lock_fd
         self._node = AllocatedNode(
             name=socket.gethostname(), address=_LOOPBACK, hosts_controller=True
@@ -155,7 +163,7 @@ class LocalAllocation:
             )
         except OSError as error:
             raise JobFailedError(f"the agent could not be started: {error}") from error
-        return _LocalStep(process)
+        return _LocalStep(process, run_id=self._run_id, node=self._node.name)
 
     def release(self, node: str) -> None:
         """There is nobody to give it to."""
@@ -168,16 +176,21 @@ class LocalAllocation:
 class _LocalStep:
     """The agent's process."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], *, run_id: str, node: str) -> None:
         self._process = process
+        self._run_id = run_id
+        self._node = node
 
     def poll(self) -> str | None:
         code = self._process.poll()
         return None if code is None else f"the agent ended with {code}"
 
     def end(self) -> None:
+        """Ranks that outlive their agent have been asked to end by the kernel, and may save."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+        with locks.open_node_lock(self._run_id, self._node) as lock:
+            locks.take_over(lock, grace_s=_ORPHAN_GRACE_S)
 
 
 def device_environment(job: JobSpec | ScriptSpec) -> tuple[EnvVar, ...]:

@@ -7,12 +7,15 @@ together, however they end. It holds within one machine.
 import contextlib
 import fcntl
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
 from typing import BinaryIO, Final
 
 _POLL_S: Final = 0.05
+_KILLED_S: Final = 10.0
+"""How long killed processes may take to end."""
 
 
 def try_lock(descriptor: int, *, wait_s: float) -> bool:
@@ -25,6 +28,20 @@ def try_lock(descriptor: int, *, wait_s: float) -> bool:
         if time.monotonic() >= deadline_s:
             return False
         time.sleep(_POLL_S)
+
+
+def take_over(file: BinaryIO, *, grace_s: float) -> bool:
+    """Lock a file; processes that still hold it after `grace_s` are killed.
+
+    Returns:
+        False where they do not end even so, or belong to another user.
+    """
+    if try_lock(file.fileno(), wait_s=grace_s):
+        return True
+    for pid in holders(Path(file.name)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return try_lock(file.fileno(), wait_s=_KILLED_S)
 
 
 def holders(path: Path) -> tuple[int, ...]:

@@ -65,20 +65,22 @@ class Health:
     Args:
         num_ranks: Ranks 0 to `num_ranks - 1` are expected.
         silent_rank_s: A rank that sends nothing for this long is taken as hung; all ranks
-            together when none moves for `STALL_FACTOR` times as long.
+            together when none moves for `STALL_FACTOR` times as long. None: the ranks run a
+            script that reports nothing, so that silence tells nothing.
         start_allowance_s: The same while it starts or writes a checkpoint.
     """
 
     def __init__(
         self,
         num_ranks: int,
-        silent_rank_s: float,
+        silent_rank_s: float | None,
         *,
         start_allowance_s: float = START_ALLOWANCE_S,
     ) -> None:
         self._signs = {rank: _LifeSign() for rank in range(num_ranks)}
-        self._silent_rank_s = silent_rank_s
-        self._start_allowance_s = max(start_allowance_s, silent_rank_s)
+        self._ranks_report = silent_rank_s is not None
+        self._silent_rank_s = silent_rank_s or 0.0
+        self._start_allowance_s = max(start_allowance_s, self._silent_rank_s)
         self._began_s: float | None = None
         self._moved_s = 0.0
         """When a rank last came from one place to another."""
@@ -115,6 +117,8 @@ class Health:
     def tick(self, now_s: float) -> tuple[StopAttempt, ...]:
         """What to do because it is `now_s`; call it every second or so."""
         self._note_beginning(now_s)
+        if not self._ranks_report:
+            return ()
         silent = [rank for rank in self._signs if self._is_silent(rank, now_s)]
         if silent:
             return self._stop_silent(silent, now_s)

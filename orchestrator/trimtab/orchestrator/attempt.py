@@ -6,6 +6,7 @@ done. The verdict at the end says why the attempt ended.
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from trimtab.core.events import (
@@ -16,7 +17,7 @@ from trimtab.core.events import (
     RankFrozen,
     StopAttempt,
 )
-from trimtab.core.job import Request
+from trimtab.core.job import Request, ScriptSpec
 from trimtab.launch.api import RankExit
 from trimtab.launch.fleet import Fleet, News, NodeGone, RankFroze, RoomWanted
 from trimtab.monitor.collector import Collector
@@ -34,9 +35,14 @@ CANCEL_GRACE_S: Final = 120.0
 
 
 class Wishes:
-    """What people and schedulers ask of a job; set by signal handlers."""
+    """What people and schedulers ask of a job; set by signal handlers, and by a file.
 
-    def __init__(self) -> None:
+    Args:
+        cancel_file: Who cannot signal the controller makes it; it is taken away when seen.
+    """
+
+    def __init__(self, cancel_file: Path) -> None:
+        self._cancel_file = cancel_file
         self.num_cancels = 0
         self.room: str | None = None
         """Why the scheduler wants the nodes back."""
@@ -44,6 +50,12 @@ class Wishes:
     def cancel(self) -> None:
         """Stop cleanly; called again, stop at once."""
         self.num_cancels += 1
+
+    def look(self) -> None:
+        """Take in the file."""
+        if self._cancel_file.exists():
+            self._cancel_file.unlink(missing_ok=True)
+            self.cancel()
 
     def make_room(self, why: str) -> None:
         """Write a checkpoint and go back to the queue."""
@@ -60,6 +72,7 @@ class Attempt:
         course: Knows of earlier checkpoints; takes in every event.
         record: Keeps events.
         wishes: What is asked for meanwhile.
+        sampler: Measures the GPUs of the controller's own machine.
         on_cancel: Called once when a cancel is seen.
     """
 
@@ -84,7 +97,9 @@ class Attempt:
         self._sampler = sampler
         self._on_cancel = on_cancel
         telemetry = request.job.telemetry
-        self._health = Health(request.num_ranks, telemetry.silent_rank_s)
+        is_script = isinstance(request.job, ScriptSpec)
+        silent_rank_s = None if is_script else telemetry.silent_rank_s
+        self._health = Health(request.num_ranks, silent_rank_s)
         self._sample_every_s = telemetry.gpu_sample_s
         self._next_sample_s = time.monotonic()
         self._rank_nodes = {rank: fleet.node_of(rank) for rank in fleet.running}
@@ -114,6 +129,7 @@ class Attempt:
             cancelled=self._wishes.num_cancels > 0,
             ended_at_once=self._wishes.num_cancels > 1,
             asked_s=self._asked_s,
+            room_wanted=self._wishes.room,
         )
 
     def blamed_node(self, verdict: Verdict) -> str | None:
@@ -153,6 +169,7 @@ class Attempt:
 
     def _heed_wishes(self, now_s: float) -> None:
         wishes = self._wishes
+        wishes.look()
         if wishes.num_cancels and not self._is_cancel_told:
             self._is_cancel_told = True
             _say("cancelling: the ranks write a checkpoint and end")
@@ -208,7 +225,8 @@ class Attempt:
 
 def _all_live(news: Sequence[News]) -> bool:
     """Whether every rank can still write its part of a checkpoint."""
-    return all(isinstance(each, NodeGone) and each.ranks_live for each in news)
+    tells_of_ranks = (each for each in news if not isinstance(each, RoomWanted))
+    return all(isinstance(each, NodeGone) and each.ranks_live for each in tells_of_ranks)
 
 
 def _rank_exited(ended: RankExit) -> RankExited:

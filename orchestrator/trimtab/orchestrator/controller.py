@@ -66,7 +66,7 @@ class Controller:
         self._request = run.request()
         self._store = store
         self._allocation = allocation
-        self._wishes = Wishes()
+        self._wishes = Wishes(run.path / "cancel")
         self._sinks: tuple[EventSink, ...] = ()
         self._sampler = GpuSampler(ProcessId.own().host)
         state = run.state()
@@ -259,6 +259,7 @@ class Controller:
             _say(f"waiting {duration_text(pause_s)} before the next attempt")
         deadline_s = time.monotonic() + pause_s
         while time.monotonic() < deadline_s and not self._wishes.num_cancels:
+            self._wishes.look()
             time.sleep(_POLL_S)
 
     def _request_name(self, request: Request) -> str:
@@ -375,13 +376,16 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="trimtab.orchestrator.controller")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--lock", type=int)
-    parser.add_argument("step_prefix", nargs="*")
-    options = parser.parse_args(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    options, step_prefix = parser.parse_args(argv[:end]), tuple(argv[end + 1 :])
     try:
         run = RunDir.open(options.run_dir)
         if is_superseded(run):
             return int(ExitCode.OK)
-        return int(control(run, lock_fd=options.lock, step_prefix=tuple(options.step_prefix)))
+        state = run.state()
+        if state.state.is_final and state.exit_code is not None:
+            return state.exit_code  # of a controller that was killed just after it wrote this
+        return int(control(run, lock_fd=options.lock, step_prefix=step_prefix))
     except TrimtabError as error:
         print(f"error: {error}", flush=True)
         return int(error.exit_code)

@@ -53,9 +53,11 @@ class Keeper:
             code = self._process.wait()
             if code >= 0:
                 return code
-            name = signal.Signals(-code).name
-            print(f"the controller was killed by {name}; it is started again", flush=True)
-            time.sleep(min(_LONGEST_PAUSE_S, 2.0**kills - 1.0))
+            if kills < MAX_KILLS:
+                pause_s = min(_LONGEST_PAUSE_S, 2.0**kills - 1.0)
+                what = f"the controller was killed by signal {-code}"
+                print(f"{what}; it is started again in {pause_s:.0f} s", flush=True)
+                time.sleep(pause_s)
         print(f"the controller was killed {MAX_KILLS + 1} times: given up", flush=True)
         return int(ExitCode.JOB_FAILED)
 

@@ -36,7 +36,8 @@ def raise_if_all(
     name, reason = next(iter(bad.items()))
     message = f"node {name}: {reason}"
     if any(reason == _NO_REPORT for reason in bad.values()):
-        raise JobFailedError(f"no node can be used: {message}; see logs/agents.log")
+        log = "controller.log" if request.scheduler == "local" else "agents.log"
+        raise JobFailedError(f"no node can be used: {message}; see logs/{log}")
     raise InputError(f"{request.job.name}: {message}; so on every node of the job")
 
 

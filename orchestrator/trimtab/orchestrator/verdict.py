@@ -90,7 +90,7 @@ class Course:
 
     def note_earlier_checkpoint(self, step: int) -> None:
         """An earlier attempt of this run has left a checkpoint."""
-        self._checkpoint_step = step
+        self._checkpoint_step = self._last_step = step
 
     @property
     def checkpoint_step(self) -> int | None:
@@ -121,6 +121,7 @@ class Course:
         stop: StopAttempt | None,
         cancelled: bool,
         asked_s: float | None,
+        room_wanted: str | None = None,
         ended_at_once: bool = False,
     ) -> Verdict:
         """The verdict, once no rank runs any more.
@@ -129,6 +130,7 @@ class Course:
             stop: What the monitor asked for, if it did.
             cancelled: A person asked for the end.
             asked_s: When the ranks were sent SIGTERM; how they end after it explains little.
+            room_wanted: Why the scheduler wants the nodes back, if it does.
             ended_at_once: A second cancel had the ranks that still ran killed.
         """
         if cancelled:
@@ -143,19 +145,26 @@ class Course:
         if stop is not None:
             code = ExitCode.JOB_FAILED if stop.restartable else ExitCode.DO_NOT_RESTART
             return self.failed(stop.reason, code, rank=stop.rank)
+        if room_wanted is not None and not self._is_complete:
+            where = "" if self._num_steps is None else f" after step {self._last_step}"
+            what = f"its ranks were asked to end{where}: {room_wanted}"
+            return self.failed(what, ExitCode.JOB_FAILED)
         return self._ended_by_itself()
 
+    @property
+    def _is_complete(self) -> bool:
+        return self._num_steps is not None and self._last_step >= self._num_steps
+
     def _ended_by_itself(self) -> Verdict:
-        if self._num_steps is None:
-            reason = "every rank of the script has ended"
-        elif self._last_step < self._num_steps:
+        if self._num_steps is not None and not self._is_complete:
             return self.failed(
                 f"every rank ended by itself after step {self._last_step} of "
                 f"{self._num_steps}, as if sent SIGTERM",
                 ExitCode.JOB_FAILED,
             )
-        else:
-            reason = f"all {self._num_steps} steps are done"
+        reason = f"all {self._num_steps} steps are done"
+        if self._num_steps is None:
+            reason = "every rank of the script has ended"
         return Verdict(state=JobState.SUCCEEDED, reason=reason, exit_code=ExitCode.OK)
 
     def _cancelled(self, *, ended_at_once: bool) -> Verdict:
