@@ -159,6 +159,10 @@ class Allocation(Protocol):
         """
 
 
+    def leave(self) -> None:
+        """End what is left of this job, once `go_elsewhere` has given it another handle."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
     """A job's way to other nodes."""

@@ -172,6 +172,9 @@ class LocalAllocation:
         """There is nowhere else: `can_move` says so."""
         raise JobFailedError(f"this machine is the only one: {reason}")
 
+    def leave(self) -> None:
+        """It has no other handle."""
+
 
 class _LocalStep:
     """The agent's process."""

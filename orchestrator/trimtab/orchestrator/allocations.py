@@ -29,7 +29,7 @@ def allocation_of(
         case "slurm":
             from trimtab.launch.slurm.allocation import SlurmAllocation
 
-            return SlurmAllocation(step_prefix, run_dir=run.path)
+            return SlurmAllocation(step_prefix, request=request, handle=run.handle)
         case "ray":
             from trimtab.launch.ray.allocation import RayAllocation
 

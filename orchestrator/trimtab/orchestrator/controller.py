@@ -92,7 +92,8 @@ class Controller:
             TrimtabError: A sink does not start, or no node can be used.
         """
         self._sinks = _sinks(self._request, self._run.path)
-        self._write_state(state=JobState.RUNNING, reason="", started_s=time.time())
+        started_s = self._run.state().started_s or time.time()
+        self._write_state(state=JobState.RUNNING, reason="", started_s=started_s)
         fleet = Fleet(self._allocation, run_dir=self._run.path)
         self._record(self._gpu_notice())
         avoid: frozenset[str] = frozenset()
@@ -252,7 +253,9 @@ class Controller:
         self._write_state(state=JobState.PENDING, reason=reason)
         move = self._allocation.go_elsewhere(exclude=decision.exclude, reason=decision.reason)
         _say(move.how)
-        self._run.add_handle(move.handle)
+        if move.handle != self._run.handle:
+            self._run.add_handle(move.handle)
+            self._allocation.leave()
 
     def _pause(self, pause_s: float) -> None:
         if pause_s:

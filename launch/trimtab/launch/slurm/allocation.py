@@ -1,0 +1,216 @@
+"""The nodes of a Slurm job, seen from its batch host.
+
+A job is allocated with `--no-kill`: it keeps its other nodes when one dies, and new steps are
+started on those. Only the batch host's death ends it.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Final
+
+from trimtab.core.errors import InputError, JobFailedError
+from trimtab.core.job import JobHandle, JobSpec, Request
+from trimtab.launch.agent import TOKEN_VARIABLE
+from trimtab.launch.api import AgentOrder, AgentStep, AllocatedNode, Move
+from trimtab.launch.slurm import topology
+from trimtab.launch.slurm.commands import ask, output_of
+from trimtab.launch.slurm.hostlist import expanded
+
+_END_GRACE_S: Final = 10.0
+"""How long srun gets to end a step before it is killed itself."""
+
+
+class SlurmAllocation:
+    """The job this process is the batch script of."""
+
+    def __init__(
+        self, step_prefix: tuple[str, ...], *, request: Request, handle: JobHandle
+    ) -> None:
+        """Find the job in the environment that Slurm has set.
+
+        Args:
+            step_prefix: The `srun` command line, up to its first option of ours.
+            request: What runs.
+            handle: This job's, or this array task's.
+
+        Raises:
+            InputError: This is no batch script of Slurm, or Slurm cannot be asked.
+        """
+        missing = [n for n in ("SLURM_JOB_ID", "SLURMD_NODENAME") if n not in os.environ]
+        if missing or not step_prefix:
+            raise InputError(
+                f"slurm: expected to run as the batch script of a job, but "
+                f"{', '.join(missing) or 'the srun command'} is missing; use "
+                "`trimtab submit -s slurm`"
+            )
+        self._step_prefix = step_prefix
+        self._request = request
+        self._handle = handle
+        self._run_dir = Path(request.run_dir)
+        self._job_id = os.environ["SLURM_JOB_ID"]
+        self._own_name = os.environ["SLURMD_NODENAME"]
+        self._switches = topology.parsed_leaf_switches(
+            ask(["scontrol", "show", "topology", "--oneliner"]).output
+        )
+        own = _show_nodes(self._own_name)
+        self._own_address = own[0].address if own else self._own_name
+
+    @property
+    def controller_host(self) -> str:
+        try:
+            return str(socket.getaddrinfo(self._own_address, None)[0][4][0])
+        except OSError as error:
+            raise JobFailedError(
+                f"the address of node {self._own_name}, {self._own_address}, cannot be "
+                f"resolved: {error}"
+            ) from error
+
+    @property
+    def can_move(self) -> bool:
+        return True
+
+    def acquire(self, num_nodes: int, *, exclude: Collection[str]) -> tuple[AllocatedNode, ...]:
+        """The first usable nodes of the job in the order of islands, switches and names.
+
+        Raises:
+            InputError: Slurm cannot be asked.
+        """
+        held = [name for name in self._held() if name not in exclude]
+        if not held:
+            return ()
+        nodes = topology.ordered(
+            (node for node in _show_nodes(",".join(held)) if not node.is_lost),
+            switches=self._switches,
+            islands=_islands(self._request),
+        )
+        return tuple(
+            AllocatedNode(
+                name=node.name,
+                address=node.address,
+                hosts_controller=node.name == self._own_name,
+            )
+            for node in nodes[:num_nodes]
+        )
+
+    def start_agents(self, nodes: Sequence[AllocatedNode], *, order: AgentOrder) -> AgentStep:
+        """One job step with an agent on each node; its output goes to `logs/agents.log`.
+
+        srun is not tied to this process: agents see for themselves when it is gone, and have
+        their ranks write a checkpoint, for which a cancelled step would leave no time.
+
+        Raises:
+            JobFailedError: srun could not be started.
+        """
+        argv = [
+            *self._step_prefix,
+            f"--nodes={len(nodes)}",
+            f"--ntasks={len(nodes)}",
+            f"--nodelist={','.join(node.name for node in nodes)}",
+            *order.argv,
+        ]
+        try:
+            with (self._run_dir / "logs" / "agents.log").open("ab") as log:
+                log.write(f"$ {shlex.join(argv)}\n".encode())
+                log.flush()
+                process = subprocess.Popen(
+                    argv,
+                    env={**os.environ, TOKEN_VARIABLE: order.token},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise JobFailedError(f"srun could not be started: {error}") from error
+        return _SlurmStep(process)
+
+    def release(self, node: str) -> None:
+        """Shrink the job to its other nodes; Slurm refuses that for the batch host."""
+        left = [name for name in self._held() if name != node]
+        if node == self._own_name or not left:
+            return
+        argv = ["scontrol", "update", f"JobId={self._job_id}", f"NodeList={','.join(left)}"]
+        answer = ask(argv, folder=str(self._run_dir / "logs"))
+        if answer.exit_code:
+            print(f"slurm keeps node {node} in the job: {answer.words}", flush=True)
+
+    def go_elsewhere(self, *, exclude: Collection[str], reason: str) -> Move:
+        """Requeue the job; with nodes to exclude, submit a successor and end this one.
+
+        Slurm takes no new `--exclude` for a job that runs, holds a requeued job for two
+        minutes, and cannot requeue one whose batch host is dead before it has noticed that. A
+        successor starts at once where nodes are free.
+
+        Raises:
+            JobFailedError: Slurm refuses.
+        """
+        if not exclude:
+            answer = ask(["scontrol", "requeue", self._job_id])
+            if answer.exit_code:
+                raise JobFailedError(f"slurm does not requeue {self._handle}: {answer.words}")
+            return Move(handle=self._handle, how=f"requeued: {reason}")
+        successor = self._submit_successor(exclude)
+        return Move(
+            handle=successor,
+            how=f"{successor} takes over, without {', '.join(sorted(exclude))}: {reason}",
+        )
+
+    def leave(self) -> None:
+        """End this job, so that Slurm does not requeue it beside its successor."""
+        ask(["scancel", self._job_id])
+
+    def _submit_successor(self, exclude: Collection[str]) -> JobHandle:
+        """The same script again, on other nodes."""
+        given = self._request.job.slurm.exclude
+        without = sorted({*exclude, *(expanded(given) if given else ())})
+        argv = ["sbatch", "--parsable", f"--exclude={','.join(without)}"]
+        task = os.environ.get("SLURM_ARRAY_TASK_ID")
+        if task is not None:
+            argv.append(f"--array={task}")
+        answer = ask(argv, text=self._request.submission, folder=str(self._run_dir.parent))
+        if answer.exit_code:
+            raise JobFailedError(f"slurm refuses a successor of {self._handle}: {answer.words}")
+        job_id = answer.output.strip().partition(";")[0]
+        return JobHandle(
+            scheduler="slurm", job_id=job_id if task is None else f"{job_id}_{task}"
+        )
+
+    def _held(self) -> tuple[str, ...]:
+        """All nodes of the job now, usable or not."""
+        names = output_of(["squeue", "--noheader", "--jobs", self._job_id, "--format=%N"])
+        return expanded(names.strip())
+
+
+class _SlurmStep:
+    """A running srun."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def poll(self) -> str | None:
+        code = self._process.poll()
+        return None if code is None else f"srun ended with {code}; see logs/agents.log"
+
+    def end(self) -> None:
+        """Have srun end the step; agents that were told to leave have ended it already."""
+        deadline_s = time.monotonic() + _END_GRACE_S
+        while self._process.poll() is None:
+            if time.monotonic() > deadline_s:
+                self._process.kill()
+            else:
+                self._process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+
+
+def _show_nodes(hostlist: str) -> tuple[topology.NodeInfo, ...]:
+    return topology.parsed_nodes(output_of(["scontrol", "show", "node", "-o", hostlist]))
+
+
+def _islands(request: Request) -> tuple[str, ...]:
+    return request.job.cluster.islands if isinstance(request.job, JobSpec) else ()
