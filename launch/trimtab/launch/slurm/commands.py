@@ -16,10 +16,13 @@ repeats."""
 _UNREACHABLE: Final = re.compile(
     r"unable to contact slurm|unable to establish|connection refused|zero bytes were "
     r"transmitted|socket timed out|could not establish a configuration|failed to fetch config"
-    r"|unable to connect to|protocol authentication error|communication connection failure",
+    r"|unable to connect to|protocol authentication error|communication connection failure"
+    r"|unable to process configuration",
     re.IGNORECASE,
 )
 """Source: slurm_errno.c, and what the commands of Slurm 22.05 print without a controller."""
+_DEFAULTS: Final = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
+"""Variables by which a user has these commands show, or take, something else."""
 _PREFIX: Final = re.compile(r"^(?:s[a-z]+|slurm_[a-z_]+): (?:error: |fatal: )?")
 
 
@@ -62,7 +65,7 @@ def ask(
         ended = subprocess.run(
             argv,
             input="" if text is None else text,
-            env={**(os.environ if environment is None else environment), "LC_ALL": "C.UTF-8"},
+            env=_without_defaults(os.environ if environment is None else environment),
             cwd=folder,
             capture_output=True,
             encoding="utf-8",
@@ -98,3 +101,9 @@ def output_of(argv: Sequence[str]) -> str:
     if answer.exit_code:
         raise InputError(f"slurm: {argv[0]}: {answer.words}")
     return answer.output
+
+
+def _without_defaults(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value for name, value in environment.items() if not name.startswith(_DEFAULTS)
+    }

@@ -102,17 +102,12 @@ def remembered_rows(job_ids: Sequence[str]) -> tuple[JobRow, ...]:
 
 def _squeue(job_ids: Sequence[str], form: Sequence[str]) -> str:
     argv = ["squeue", "--all", "--states=all", f"--jobs={','.join(job_ids)}", *form]
-    answer = ask(argv, environment={**_without_filters(), **_FORMATS})
+    answer = ask(argv, environment={**os.environ, **_FORMATS})
     if answer.exit_code and _UNKNOWN.search(answer.errors):
         return ""  # of a single job that it no longer knows
     if answer.exit_code:
         raise InputError(f"slurm: squeue: {answer.words}")
     return answer.output
-
-
-def _without_filters() -> dict[str, str]:
-    """This process's environment, without what hides jobs from squeue (squeue(1))."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
 
 
 def _squeue_version() -> tuple[int, int]:

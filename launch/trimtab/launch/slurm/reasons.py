@@ -9,6 +9,9 @@ from typing import Final
 _REASONS: Final = {
     "AccountNotAllowed": "the account may not use this partition; choose another of the two",
     "AccountingPolicy": "a limit of the account is reached; `sacctmgr show assoc` lists them",
+    "AssociationJobLimit": "the account allows no more jobs; wait",
+    "AssociationResourceLimit": "the account allows no more of a resource; ask for less",
+    "AssociationTimeLimit": "its time limit is longer than the account allows",
     "BadConstraints": "no node can ever satisfy the request; cancel, change it, submit again",
     "BeginTime": "its earliest start has not come, or it was put back into the queue just now",
     "Cleaning": "it goes back to the queue; its last run is still being cleared away",
@@ -52,13 +55,9 @@ _REASONS: Final = {
     "TimeLimit": "it used up its time limit",
     "WaitingForScheduling": "the scheduler has not looked at it yet",
 }
-_LIMITS: Final = (
-    (re.compile(r"Assoc(?:iation)?Grp(\w+?)(?:Limit)?"), "the account and its users", "total"),
-    (re.compile(r"Assoc(?:iation)?Max(\w+?)(?:Limit)?"), "the account", "job or user"),
-    (re.compile(r"Association(\w+)Limit"), "the account", "account"),
-    (re.compile(r"QOSGrp(\w+?)(?:Limit)?"), "the QoS", "total"),
-    (re.compile(r"QOSMax(\w+?)(?:Limit)?"), "the QoS", "job or user"),
-    (re.compile(r"Max(\w+)PerAccount"), "the QoS", "account"),
+_LIMIT: Final = re.compile(
+    r"(?P<whose>QOS|Assoc)?(?P<kind>Grp|Max)(?P<what>\w+?)"
+    r"(?:Per(?P<per>Job|Node|User|Account))?(?:Limit)?"
 )
 _MINIMUM: Final = re.compile(r"QOSMin(\w+?)(?:NotSatisfied)?")
 _CODE: Final = re.compile(r"[A-Za-z]+")
@@ -79,11 +78,13 @@ def explained(reason: str) -> str:
 
 def _limit_meaning(code: str) -> str | None:
     """Of the families that name one limit for each kind of resource."""
-    for pattern, whose, per in _LIMITS:
-        match = pattern.fullmatch(code)
-        if match is not None:
-            return (
-                f"{whose} may not have more {match[1]} (limit per {per}); wait, or ask for less"
-            )
-    match = _MINIMUM.fullmatch(code)
-    return None if match is None else f"the QoS is for jobs that ask for more {match[1]}"
+    minimum = _MINIMUM.fullmatch(code)
+    if minimum is not None:
+        return f"the QoS is for jobs that ask for more {minimum[1]}"
+    limit = _LIMIT.fullmatch(code)
+    if limit is None:
+        return None
+    whose = "account" if limit["whose"] == "Assoc" else "QoS"
+    per = f" per {limit['per'].lower()}" if limit["per"] else ""
+    together = " for all its jobs together" if limit["kind"] == "Grp" else ""
+    return f"the {whose} allows no more {limit['what']}{per}{together}; wait, or ask for less"

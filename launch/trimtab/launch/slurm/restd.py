@@ -81,11 +81,12 @@ class SlurmRestd:
         if scheme == "unix" and path.startswith("/"):
             return _UnixConnection(path)
         parts = urlsplit(self._address)
-        if parts.hostname and parts.scheme in ("http", "https"):
+        host, port = parts.hostname, parts.netloc.rpartition(":")[2]
+        if host and port.isdigit() and parts.scheme in ("http", "https"):
             kind: type[http.client.HTTPConnection] = http.client.HTTPConnection
             if parts.scheme == "https":
                 kind = http.client.HTTPSConnection
-            return kind(parts.hostname, _port(parts.netloc), timeout=_TIMEOUT_S)
+            return kind(host, int(port), timeout=_TIMEOUT_S)
         raise InputError(
             f"{ADDRESS_VARIABLE}: expected unix:/PATH or http://HOST:PORT, got "
             f"{shown(self._address)}"
@@ -116,8 +117,3 @@ def _headers() -> Mapping[str, str]:
     if token is None:
         return {}
     return {"X-SLURM-USER-NAME": getpass.getuser(), "X-SLURM-USER-TOKEN": token}
-
-
-def _port(netloc: str) -> int | None:
-    port = netloc.rpartition(":")[2]
-    return int(port) if port.isdigit() else None

@@ -1,10 +1,11 @@
 """Slurm from outside: what is submitted, how it stands and how it is ended."""
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Final
 
 from trimtab.core.errors import InputError
@@ -15,7 +16,14 @@ from trimtab.launch.limits import check_runnable
 from trimtab.launch.local import device_environment
 from trimtab.launch.nodes import num_nodes
 from trimtab.launch.slurm.arguments import RESERVED
-from trimtab.launch.slurm.capacity import SINFO_FORMAT, check_capacity, node_groups
+from trimtab.launch.slurm.capacity import (
+    SINFO_FORMAT,
+    check_capacity,
+    check_cores,
+    lacks_nodes_now,
+    leaves_cores_open,
+    node_groups,
+)
 from trimtab.launch.slurm.commands import ask, output_of
 from trimtab.launch.slurm.queue import SlurmQueue
 from trimtab.launch.slurm.script import cpus_per_node, sbatch_script
@@ -35,6 +43,12 @@ _NOT_NOW: Final = (
     "Resources temporarily unavailable",
 )
 """What only makes a job wait. Source: slurm_errno.c."""
+_NO_SUCH_NODES: Final = "Requested node configuration is not available"
+_HINTS: Final = (
+    ("Invalid account", "set slurm.account; `sacctmgr show assoc` lists what you may use"),
+    ("Invalid qos", "set slurm.qos; `sacctmgr show assoc format=account,user,qos` lists yours"),
+    (_NO_SUCH_NODES, "compare with `scontrol show node`"),
+)
 _JOB_ID: Final = re.compile(r"\d+")
 
 
@@ -51,6 +65,11 @@ class SlurmScheduler:
         """
         self._rank_argv = rank_argv
         self._keeper_argv = keeper_argv
+
+    @functools.cached_property
+    def _queue(self) -> SlurmQueue:
+        """Made when it is first asked: a dry run asks nobody."""
+        return SlurmQueue()
 
     def prepare(
         self, job: JobSpec | ScriptSpec, *, layout: Layout | None, run_dir: Path
@@ -88,14 +107,25 @@ class SlurmScheduler:
                 words.
         """
         sinfo = ["sinfo", "--all", "--noheader", f"--format={SINFO_FORMAT}"]
-        check_capacity(request, node_groups(output_of(sinfo)))
+        groups = node_groups(output_of(sinfo))
+        check_capacity(request, groups)
+        if leaves_cores_open(request):
+            check_cores(
+                request,
+                groups,
+                partitions=output_of(["scontrol", "--oneliner", "show", "partition"]),
+                config=output_of(["scontrol", "show", "config"]),
+            )
         answer = ask(
             ["sbatch", "--test-only"],
             text=request.submission,
             environment=submission_environment(request.submission),
         )
-        if answer.exit_code and not any(words in answer.errors for words in _NOT_NOW):
-            raise _refused(answer.words)
+        if not answer.exit_code or any(words in answer.errors for words in _NOT_NOW):
+            return
+        if _NO_SUCH_NODES in answer.errors and lacks_nodes_now(request, groups):
+            return  # said of nodes that are down, too, for which a job may wait
+        raise _refused(answer.words)
 
     def submit(
         self,
@@ -112,7 +142,6 @@ class SlurmScheduler:
             ["sbatch", "--parsable"],
             text=request.submission,
             environment=submission_environment(request.submission),
-            folder=str(PurePath(request.run_dir).parent),
         )
         job_id = answer.output.strip().partition(";")[0]  # "1234;cluster" of several clusters
         if answer.exit_code or not _JOB_ID.fullmatch(job_id):
@@ -126,7 +155,7 @@ class SlurmScheduler:
             InputError: The cluster cannot be reached.
         """
         first_ids = dict.fromkeys(handle.job_id.partition("_")[0] for handle in handles)
-        rows = SlurmQueue().rows(tuple(first_ids))
+        rows = self._queue.rows(tuple(first_ids))
         of_handles = {handle: rows_of(handle, rows) for handle in handles}
         return {handle: view_of(own) for handle, own in of_handles.items() if own}
 
@@ -137,7 +166,7 @@ class SlurmScheduler:
             InputError: The cluster cannot be reached, knows no such job, or refuses.
         """
         first_id = handle.job_id.partition("_")[0]
-        rows = rows_of(handle, SlurmQueue().rows((first_id,)))
+        rows = rows_of(handle, self._queue.rows((first_id,)))
         if not rows:
             raise InputError(f"{handle}: Slurm knows no such job (any more)")
         running = [row.job_id for row in rows if state_of(row) is JobState.RUNNING]
@@ -186,4 +215,7 @@ def _cancel(argv: Sequence[str]) -> None:
 
 
 def _refused(words: str) -> InputError:
-    return InputError(f"slurm: the cluster refuses the job: {words}")
+    words = words.replace("allocation failure: ", "")
+    words = words.replace("Batch job submission failed: ", "")
+    hint = next((f"; {hint}" for said, hint in _HINTS if said in words), "")
+    return InputError(f"slurm: the cluster refuses the job: {words}{hint}")

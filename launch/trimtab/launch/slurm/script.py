@@ -110,16 +110,18 @@ def job_name(name: str) -> str:
 
 
 def cpus_per_node(job: JobSpec | ScriptSpec, *, ranks_per_node: int) -> int | None:
-    """Cores of a node that the script asks for: one a rank where the user says nothing.
+    """Cores of a node that the script asks for: one a rank on CPUs, or what the user says.
 
-    None: `slurm.args` ask in a way whose outcome only the cluster knows.
+    None: it asks for no number of its own. With GPUs it is the partition's (`DefCpuPerGPU`),
+    which a number here would overrule; or `slurm.args` ask for whole nodes.
 
     Raises:
         InputError: `cpus-per-task` is no whole number.
     """
     further = further_arguments(job.slurm.args)
     if "cpus-per-task" not in further:
-        return None if {"cpus-per-gpu", "exclusive"} & further.keys() else ranks_per_node
+        is_left_open = job.needs_gpus or {"cpus-per-gpu", "exclusive"} & further.keys()
+        return None if is_left_open else ranks_per_node
     given = further["cpus-per-task"] or ""
     if not re.fullmatch(r"0*[1-9][0-9]{0,4}", given):
         raise InputError(f"slurm.args: cpus-per-task: expected a number, got {shown(given)}")

@@ -104,6 +104,8 @@ def _reason(row: JobRow, native_state: str) -> str:
     words = _WORDS.get(native_state, "")
     if words:
         return f"{native_state}: {words}"
+    if state_of(row) in (JobState.SUCCEEDED, JobState.CANCELLED):
+        return ""  # Slurm keeps the reason for which it waited last
     return explained(row.reason) if row.reason else ""
 
 
