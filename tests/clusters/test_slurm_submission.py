@@ -25,7 +25,7 @@ from trimtab.launch.slurm.scheduler import SlurmScheduler
 from trimtab.launch.slurm.script import array_member
 from trimtab.launch.slurm.views import view_of
 
-pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm_cluster")]
+pytestmark = pytest.mark.usefixtures("slurm_cluster")
 
 KEEPER = """
 import json, os, signal, subprocess, sys, time
@@ -203,6 +203,18 @@ def test_cancelling_at_once_asks_nobody(submit: Submit) -> None:
     SCHEDULER.cancel(handle, at_once=True)
     until(lambda: has_state(handle, JobState.CANCELLED))
     assert view(handle).reason == ""
+
+
+def test_options_reach_slurm_unharmed(submit: Submit) -> None:
+    comment = "a \\ b \"c\" 'd' $(touch bad) # é, %j"
+    handle, _ = submit(args=("hold",), comment=comment)
+    said = subprocess.run(
+        ["squeue", "--noheader", "--format=%k|%j|", f"--jobs={handle.job_id}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == f"{comment}|a-SBATCH-account-root-touch-bad-touch-bad|"
 
 
 def test_slurm_warns_the_keeper_before_the_time_limit(submit: Submit) -> None:
