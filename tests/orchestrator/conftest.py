@@ -17,7 +17,7 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Forecast, JobPlan, Layout, Placement, StageMemory, TimePart
 from trimtab.core.scheduling import RestartSpec
 from trimtab.launch.local import LocalScheduler
-from trimtab.orchestrator import submission
+from trimtab.orchestrator import schedulers, submission
 from trimtab.orchestrator.rundir import RunDir, RunState
 from trimtab.orchestrator.submission import PreparedJob
 
@@ -157,7 +157,7 @@ def rank_programs() -> Callable[..., LocalScheduler]:
 def _rank_programs(behaviour: str = "-") -> LocalScheduler:
     return LocalScheduler(
         rank_argv=(sys.executable, str(RANK_PROGRAM), behaviour),
-        keeper_argv=submission.KEEPER_COMMAND,
+        keeper_argv=schedulers.KEEPER_COMMAND,
         num_cores=2,
     )
 

@@ -65,7 +65,7 @@ def fit_run(run: RunDir) -> Calibration:
     Raises:
         InputError: The run has too few steps, or too few different groups.
     """
-    job = run.request().job
+    job, layout = run.request().training
     with EventStore.open(run.events) as store:
         events = list(store.all(kinds=(StepPlanned, StepFinished)))
     samples = tuple(group_samples(events))
@@ -73,7 +73,7 @@ def fit_run(run: RunDir) -> Calibration:
         raise InputError(
             f"{run.handle}: expected more than {_WARM_UP_STEPS} finished steps to fit, got none"
         )
-    planner = step_planner(job, run.request().layout)
+    planner = step_planner(job, layout)
     profile = fit_profile(
         samples,
         name=f"{job.model.name} on {job.cluster.name}",

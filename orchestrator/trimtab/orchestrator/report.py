@@ -24,7 +24,7 @@ from trimtab.core.events import (
     StepPlanned,
     StepSummarized,
 )
-from trimtab.core.job import Grouping, Request
+from trimtab.core.job import Grouping, JobHandle, Request
 from trimtab.core.model import MFU_FORMULA, mfu
 from trimtab.core.plan import JobPlan, TimePart
 from trimtab.core.units import flop_rate_text
@@ -51,6 +51,7 @@ E = TypeVar("E", bound=Event)
 class RunRecord:
     """What a run directory says about its run."""
 
+    handle: JobHandle
     request: Request
     plan: JobPlan
     """The forecast before the start."""
@@ -162,13 +163,16 @@ def read_record(run: RunDir) -> RunRecord:
     """Read what a report needs of a run directory, also while the run goes on.
 
     Raises:
+        InputError: The run is a script's, of which there is nothing to report.
         RunDirError: It is damaged, of another version, or its run has not come up yet.
     """
-    state = run.state()
+    state, request = run.state(), run.request()
+    _ = request.training  # raises for a script, of which there is no report
     with EventStore.open(run.events) as store:
         events = tuple(store.all(kinds=_REPORTED))
     return RunRecord(
-        request=run.request(),
+        handle=run.handle,
+        request=request,
         plan=run.plan(),
         events=events,
         submitted_s=state.submitted_s if state.attempt == 1 else None,
@@ -178,14 +182,14 @@ def read_record(run: RunDir) -> RunRecord:
 def summarize(record: RunRecord) -> RunReport:
     """One run in figures."""
     steps = _Steps(record.events)
-    job = record.request.job
+    job, layout = record.request.training
     end = _end(record.events)
     return RunReport(
-        handle=str(record.request.handle),
+        handle=str(record.handle),
         run_dir=record.request.run_dir,
         name=job.name,
         grouping=job.step_planning.grouping,
-        layout=str(record.request.layout),
+        layout=str(layout),
         num_ranks=record.request.num_ranks,
         state=end.state.value if end else "unfinished",
         reason=end.reason if end else "",
@@ -328,7 +332,7 @@ def _mfu(measured: Sequence[StepSummarized], record: RunRecord) -> _Mfu:
     seconds = sum(summary.step_s for summary in measured)
     devices = ", ".join(dict.fromkeys(rank.device for rank in ranks.values()))
     notes = "; ".join(dict.fromkeys(rank.peak_note for rank in ranks.values()))
-    precision = record.request.job.training.precision
+    precision = record.request.training[0].training.precision
     return _Mfu(
         mfu(flops, seconds=seconds, peak_flop_per_s=peak),
         f"{MFU_FORMULA}; {precision} peak of {len(ranks)} ranks ({devices}) together "

@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 
 from trimtab.core import serde
 from trimtab.core.errors import ExitCode, InputError, RunDirError, TrimtabError
-from trimtab.core.job import JobHandle, JobState, Request
+from trimtab.core.job import JobHandle, JobState, Request, SchedulerName
 from trimtab.core.plan import JobPlan
 from trimtab.launch.logs import rank_log
 from trimtab.orchestrator.liveness import ProcessId
@@ -50,6 +50,7 @@ class RunState:
     """`state.json`: cheap to read, so that a list of a thousand runs is."""
 
     name: str
+    scheduler: SchedulerName = "local"
     num_ranks: int
     state: JobState
     reason: str
@@ -72,8 +73,11 @@ class RunState:
     """Nodes that are not used any more."""
 
     def observed(self, now_s: float) -> "RunState":
-        """This state, or FAILED where the process that would have written that is gone."""
-        if self.state.is_final:
+        """This state, or FAILED where the process that would have written that is gone.
+
+        Of a job that is not local only its scheduler can tell: see `observation`.
+        """
+        if self.state.is_final or self.scheduler != "local":
             return self
         if self.controller is not None and not (
             self.controller.is_alive or (self.keeper is not None and self.keeper.is_alive)

@@ -11,10 +11,9 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +35,7 @@ from trimtab.launch.api import Scheduler
 from trimtab.launch.logs import last_words
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import run_lock
+from trimtab.orchestrator.observation import observe
 from trimtab.orchestrator.rundir import (
     START_TIMEOUT_S,
     RunDir,
@@ -45,9 +45,7 @@ from trimtab.orchestrator.rundir import (
     run_ids,
     runs_root,
 )
-
-RANK_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.rank")
-KEEPER_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.keeper")
+from trimtab.orchestrator.schedulers import scheduler_of
 
 _RANK_PACKAGES: Final = ("torch", "megatron")
 """What a rank imports and the base install has not."""
@@ -126,7 +124,7 @@ def prepare_resume(
             allowed.
         RunDirError: Its directory is damaged, or cannot be written.
     """
-    state = run.observed(time.time())
+    state = observe(run).state
     request = run.request()
     if not state.state.is_final:
         raise InputError(
@@ -177,14 +175,7 @@ def submit_prepared(prepared: PreparedJob, *, scheduler: Scheduler | None = None
     if request.scheduler == "local" and isinstance(request.job, JobSpec):
         _check_packages()
     scheduler.check(request)
-    state = RunState(
-        name=request.job.name,
-        num_ranks=request.num_ranks,
-        state=JobState.PENDING,
-        reason="its controller is starting" if request.scheduler == "local" else "queued",
-        attempt=prepared.attempt,
-        submitted_s=time.time(),
-    )
+    state = replace(_first_state(request), attempt=prepared.attempt)
     if prepared.attempt == 1:
         run = RunDir.create(request, plan=prepared.plan, state=state)
     else:
@@ -225,6 +216,39 @@ def submit_job(
             continue
 
 
+def submit_array(jobs: Mapping[int, JobSpec | ScriptSpec]) -> list[RunDir]:
+    """Submit a Slurm job array: one script, and a run for each of its tasks.
+
+    Args:
+        jobs: The job of every task, by the task's number; all ask for the same nodes.
+
+    Raises:
+        TrimtabError: As `prepare_job` and `submit_prepared`; nothing is left of any task.
+    """
+    from trimtab.launch.slurm.script import array_member
+
+    scheduler = scheduler_of("slurm")
+    prepared = {task: prepare_job(job, scheduler=scheduler) for task, job in jobs.items()}
+    base = next(iter(prepared.values())).request
+    scheduler.check(base)
+    runs: dict[int, RunDir] = {}
+    try:
+        for task, each in prepared.items():
+            alike = replace(
+                each.request, run_dir=base.run_dir, submission=base.submission, argv=base.argv
+            )
+            member = array_member(alike, task)
+            runs[task] = RunDir.create(member, plan=each.plan, state=_first_state(member))
+        handle = scheduler.submit(base, lock_fd=None)
+    except TrimtabError:
+        for run in runs.values():
+            shutil.rmtree(run.path)
+        raise
+    for task, run in runs.items():
+        run.add_handle(replace(handle, job_id=f"{handle.job_id}_{task}"))
+    return list(runs.values())
+
+
 def resume_job(
     run: RunDir, overrides: Sequence[str] = (), *, scheduler: Scheduler | None = None
 ) -> RunDir:
@@ -242,7 +266,7 @@ def cancel_run(run: RunDir) -> RunState:
     Raises:
         InputError: The run is still starting, or runs on another machine.
     """
-    state = run.observed(time.time())
+    state = observe(run).state
     if state.state.is_final:
         return state
     if run.request().scheduler != "local":
@@ -280,23 +304,6 @@ def resumed_job(job: JobSpec, overrides: Sequence[str]) -> JobSpec:
         section, _, field = key.partition(".")
         document[section][field] = _scalar(text)
     return serde.from_document(JobSpec, document)
-
-
-def scheduler_of(name: SchedulerName) -> Scheduler:
-    """A scheduler that starts Trimtab's own ranks and keepers."""
-    match name:
-        case "local":
-            from trimtab.launch.local import LocalScheduler
-
-            return LocalScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
-        case "slurm":
-            from trimtab.launch.slurm.scheduler import SlurmScheduler
-
-            return SlurmScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
-        case "ray":
-            from trimtab.launch.ray.scheduler import RayScheduler
-
-            return RayScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
 
 
 def slug(name: str) -> str:
@@ -372,6 +379,20 @@ def _scalar(text: str) -> Any:
         return text
 
 
+def _first_state(request: Request) -> RunState:
+    """Of a run that has just been submitted."""
+    is_local = request.scheduler == "local"
+    return RunState(
+        name=request.job.name,
+        scheduler=request.scheduler,
+        num_ranks=request.num_ranks,
+        state=JobState.PENDING,
+        reason="its controller is starting" if is_local else "queued",
+        attempt=1,
+        submitted_s=time.time(),
+    )
+
+
 def _undo(run: RunDir, prepared: PreparedJob, *, reason: str) -> None:
     """Leave nothing of a run that was refused; of one that was to go on, why it did not."""
     if prepared.attempt == 1:
@@ -385,7 +406,7 @@ def _wait_until_up(run: RunDir, *, log_start: int) -> None:
     """Return when a local run's controller has begun, or is busy with its preparations."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
-        state = run.observed(time.time())
+        state = observe(run).state
         if state.started_s is not None:
             return
         if state.state.is_final and state.finished_s is not None:

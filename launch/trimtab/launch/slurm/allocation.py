@@ -21,6 +21,7 @@ from trimtab.launch.api import AgentOrder, AgentStep, AllocatedNode, Move
 from trimtab.launch.slurm import topology
 from trimtab.launch.slurm.commands import ask, output_of
 from trimtab.launch.slurm.hostlist import expanded
+from trimtab.launch.slurm.scheduler import submission_environment
 
 _END_GRACE_S: Final = 10.0
 """How long srun gets to end a step before it is killed itself."""
@@ -173,7 +174,13 @@ class SlurmAllocation:
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
         if task is not None:
             argv.append(f"--array={task}")
-        answer = ask(argv, text=self._request.submission, folder=str(self._run_dir.parent))
+        script = self._request.submission
+        answer = ask(
+            argv,
+            text=script,
+            environment=submission_environment(script),
+            folder=str(self._run_dir.parent),
+        )
         if answer.exit_code:
             raise JobFailedError(f"slurm refuses a successor of {self._handle}: {answer.words}")
         job_id = answer.output.strip().partition(";")[0]

@@ -4,7 +4,6 @@ import contextlib
 import ipaddress
 import os
 import sys
-import time
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,8 @@ import typer
 
 from trimtab.core.errors import MissingExtraError, RunDirError
 from trimtab.orchestrator.cli.which_run import NewestRunArgument
-from trimtab.orchestrator.rundir import RunDir, RunState, find_run, list_runs, runs_root
+from trimtab.orchestrator.observation import Observed, observe_runs
+from trimtab.orchestrator.rundir import RunDir, find_run, runs_root
 
 _MAX_PRINTED_RUNS = 10
 
@@ -89,17 +89,17 @@ def _check_whole(run: RunDir) -> None:
 def _print_runs(root: Path) -> str | None:
     """Print the newest runs; the id of the newest that can be shown."""
     newest = None
-    for job_id, state in list_runs(root, limit=_MAX_PRINTED_RUNS):
-        if isinstance(state, RunState):
-            newest, state = newest or job_id, state.observed(time.time())
-        typer.echo(f"  {_state_text(state):<10} {job_id}")
+    for run, observed in observe_runs(root, limit=_MAX_PRINTED_RUNS):
+        if isinstance(observed, Observed):
+            newest = newest or run.job_id
+        typer.echo(f"  {_state_text(observed):<10} {run.job_id}")
     if newest is None:
         typer.echo(f"There is no run in {root} yet; `trimtab demo` makes one.")
     return newest
 
 
-def _state_text(state: RunState | RunDirError) -> str:
-    return state.state.value if isinstance(state, RunState) else "broken"
+def _state_text(run: Observed | RunDirError) -> str:
+    return run.state.state.value if isinstance(run, Observed) else "broken"
 
 
 def _is_loopback(host: str) -> bool:

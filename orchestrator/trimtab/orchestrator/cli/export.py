@@ -20,7 +20,7 @@ def export(
     from trimtab.orchestrator.rundir import find_run
 
     found = find_run(run)
-    job = found.request().job
+    job, _ = found.request().training
     _check_target(folder)
     try:
         from trimtab.launch.runtime.export import export_newest

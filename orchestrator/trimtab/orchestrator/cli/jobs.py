@@ -1,20 +1,18 @@
-"""`trimtab submit`, `status`, `cancel` and `list`: jobs from the command line."""
+"""`trimtab status`, `cancel` and `list`: how jobs stand, and their end."""
 
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.orchestrator.cli.logs import logs
-from trimtab.orchestrator.cli.output import JsonOption, console, print_json
+from trimtab.orchestrator.cli.output import JsonOption, print_json
 from trimtab.orchestrator.cli.which_run import NewestRunArgument, RunArgument, named_or_newest
 
 if TYPE_CHECKING:
-    from trimtab.orchestrator.rundir import RunDir, RunState
-    from trimtab.orchestrator.submission import PreparedJob
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["cancel", "list_jobs", "logs", "status", "submit"]
+    from trimtab.core.events import Event
+    from trimtab.orchestrator.rundir import RunDir
 
 _NAME_WIDTH = 32
 _COURSE_FIELDS = (
@@ -25,60 +23,8 @@ _COURSE_FIELDS = (
     "tokens_per_s",
     "checkpoint_step",
     "checkpoint_path",
+    "attempts",
 )
-
-
-def submit(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="JOB [a.b=c]...", help="The job file, and changes to it."),
-    ] = None,
-    scheduler: Annotated[
-        str, typer.Option("--scheduler", "-s", help="Where to run: local.")
-    ] = "local",
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", "--dryrun", help="Print the request as JSON and change nothing."
-        ),
-    ] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show the run until it ends.")
-    ] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Return when the job has ended.")
-    ] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Go on with a run that has ended, without JOB."),
-    ] = None,
-    json_output: JsonOption = False,
-) -> int:
-    """Start a job, or go on with one; with --wait or --follow, exit as it does: 0, 1, 2, 93.
-
-    Ctrl-C leaves the job running and exits with 130.
-    """
-    from trimtab.core import checks
-    from trimtab.core.job import SCHEDULERS
-    from trimtab.orchestrator.cli import progress
-
-    checks.one_of("--scheduler", scheduler, SCHEDULERS)
-    if dry_run:
-        sys.stdout.write(_prepare(arguments or [], resume=resume).text)
-        return 0
-    run = _submit(arguments or [], resume=resume)
-    _tell_submitted(run, to_stderr=json_output, follow=follow)
-    exit_code = 0
-    if follow:
-        exit_code = progress.follow(run, console=console(stderr=json_output, markup=False))
-    elif wait:
-        exit_code = progress.wait(run).exit_code or 0
-    state = run.observed(time.time())
-    if json_output:
-        print_json(_document(run, state))
-    elif wait and not follow:
-        typer.echo(f"{state.state.value}: {state.reason}")
-    return exit_code
 
 
 def status(
@@ -89,16 +35,17 @@ def status(
 
     Exit codes: 0 succeeded, 100 failed, 101 not finished, 102 there is none, 103 cancelled.
     """
-    from trimtab.orchestrator.cli.states import status_code
+    from trimtab.orchestrator.cli.states import state_document, status_code
+    from trimtab.orchestrator.observation import observe
 
     run = named_or_newest(handle)
-    state = run.observed(time.time())
-    document = _document(run, state) | _course_or_warning(run)
+    observed = observe(run)
+    document = state_document(run, observed) | _course_or_warning(run)
     if json_output:
         print_json(document)
     else:
         _print_status(document)
-    return status_code(state.state)
+    return status_code(observed.state.state)
 
 
 def cancel(
@@ -110,6 +57,8 @@ def cancel(
 ) -> None:
     """End a job: its ranks write a checkpoint first; a second cancel ends it at once."""
     from trimtab.orchestrator.cli import progress
+    from trimtab.orchestrator.cli.states import state_document
+    from trimtab.orchestrator.observation import observe
     from trimtab.orchestrator.rundir import find_run
     from trimtab.orchestrator.submission import cancel_run
 
@@ -125,7 +74,7 @@ def cancel(
             state = progress.wait(run)
             typer.echo(f"{state.state.value}: {state.reason}", err=json_output)
     if json_output:
-        print_json(_document(run, run.observed(time.time())))
+        print_json(state_document(run, observe(run)))
 
 
 def list_jobs(
@@ -134,86 +83,25 @@ def list_jobs(
     ] = 20,
     json_output: JsonOption = False,
 ) -> None:
-    """List the runs of this machine, newest first."""
+    """List the runs submitted from here, newest first."""
     from trimtab.core.errors import RunDirError
     from trimtab.orchestrator.cli.states import state_document
-    from trimtab.orchestrator.rundir import list_runs, runs_root
+    from trimtab.orchestrator.observation import observe_runs
+    from trimtab.orchestrator.rundir import runs_root
 
     root = runs_root()
-    now_s = time.time()
-    runs = []
-    for job_id, state in list_runs(root, limit=limit):
-        if isinstance(state, RunDirError):
-            runs.append({"handle": f"local://{job_id}", "error": str(state)})
+    runs: list[dict[str, Any]] = []
+    for run, observed in observe_runs(root, limit=limit):
+        if isinstance(observed, RunDirError):
+            runs.append({"handle": run.job_id, "error": str(observed)})
         else:
-            state = state.observed(now_s)
-            runs.append(state_document(job_id, state, run_dir=root / job_id))
+            runs.append(state_document(run, observed))
     if json_output:
         print_json({"schema": 1, "root": str(root), "runs": runs})
     elif not runs:
         typer.echo(f"no runs in {root} yet; to start one: trimtab submit JOB.yaml")
     else:
         _print_list(runs)
-
-
-def _prepare(arguments: list[str], *, resume: str | None) -> "PreparedJob":
-    from trimtab.orchestrator import submission
-
-    if resume is not None:
-        return submission.prepare_resume(_run_to_resume(resume), _overrides(arguments))
-    return submission.prepare_job(_load(arguments))
-
-
-def _submit(arguments: list[str], *, resume: str | None) -> "RunDir":
-    from trimtab.orchestrator import submission
-
-    if resume is not None:
-        return submission.resume_job(_run_to_resume(resume), _overrides(arguments))
-    return submission.submit_job(_load(arguments))
-
-
-def _load(arguments: list[str]) -> Any:
-    from trimtab.core.errors import InputError
-    from trimtab.orchestrator.config import load_job
-
-    if not arguments:
-        raise InputError("JOB: expected a job file (or --resume RUN), got nothing")
-    return load_job(arguments[0], arguments[1:])
-
-
-def _run_to_resume(handle: str) -> "RunDir":
-    from trimtab.core.errors import InputError
-    from trimtab.orchestrator.rundir import NoSuchRunError, find_run
-
-    try:
-        return find_run(handle)
-    except NoSuchRunError as error:
-        raise InputError(f"--resume: {error}") from error
-
-
-def _overrides(arguments: list[str]) -> list[str]:
-    from trimtab.core.errors import InputError
-
-    for argument in arguments:
-        if "=" not in argument:
-            raise InputError(
-                f"--resume takes the job from its run directory: leave {argument!r} out"
-            )
-    return arguments
-
-
-def _tell_submitted(run: "RunDir", *, to_stderr: bool, follow: bool) -> None:
-    typer.echo(f"submitted {run.handle}", err=to_stderr)
-    typer.echo(f"  run directory  {run.path}", err=to_stderr)
-    if not follow:
-        typer.echo(f"  watch          trimtab status {run.job_id}", err=to_stderr)
-        typer.echo(f"  end it         trimtab cancel {run.job_id}", err=to_stderr)
-
-
-def _document(run: "RunDir", state: "RunState") -> dict[str, Any]:
-    from trimtab.orchestrator.cli.states import state_document
-
-    return state_document(run.job_id, state, run_dir=run.path)
 
 
 def _course_or_warning(run: "RunDir") -> dict[str, Any]:
@@ -229,14 +117,23 @@ def _course_or_warning(run: "RunDir") -> dict[str, Any]:
 
 def _course(run: "RunDir") -> dict[str, Any]:
     """How far a run has come, from its request and events."""
-    from trimtab.core.events import CheckpointSaved, StepSummarized
+    from trimtab.core.events import (
+        AttemptEnded,
+        AttemptStarted,
+        CheckpointSaved,
+        StepSummarized,
+    )
+    from trimtab.core.job import JobSpec
     from trimtab.monitor.store import EventStore
 
-    course: dict[str, Any] = {"num_steps": run.request().job.training.num_steps, "step": 0}
+    job = run.request().job
+    num_steps = job.training.num_steps if isinstance(job, JobSpec) else None
+    course: dict[str, Any] = {"num_steps": num_steps, "step": 0, "attempts": []}
     if not run.events.exists():
         return course
     with EventStore.open(run.events) as store:
         last, checkpoint = store.latest(StepSummarized), store.latest(CheckpointSaved)
+        course["attempts"] = _attempts(store.all(kinds=(AttemptStarted, AttemptEnded)))
     if last is not None:
         course |= {"step": last.step, "loss": last.loss, "step_s": last.step_s}
         course |= {"tokens_per_s": last.num_tokens / last.step_s}
@@ -245,36 +142,80 @@ def _course(run: "RunDir") -> dict[str, Any]:
     return course
 
 
+def _attempts(events: "Iterable[Event]") -> list[dict[str, Any]]:
+    """Every attempt with its nodes, and how it ended where it has."""
+    from trimtab.core.events import AttemptEnded, AttemptStarted
+
+    attempts: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if isinstance(event, AttemptStarted):
+            attempts[event.attempt] = {
+                "attempt": event.attempt,
+                "started_s": event.time_s,
+                "num_ranks": event.num_ranks,
+                "nodes": list(event.nodes),
+                "ended_s": None,
+                "reason": None,
+                "decision": None,
+            }
+        elif isinstance(event, AttemptEnded) and event.attempt in attempts:
+            attempts[event.attempt] |= {
+                "ended_s": event.time_s,
+                "reason": event.reason,
+                "decision": event.decision,
+            }
+    return list(attempts.values())
+
+
 def _print_status(document: dict[str, Any]) -> None:
-    from trimtab.core.units import count_text, duration_text
     from trimtab.orchestrator.cli.watched import printable
 
-    lines = {
-        "name": printable(document["name"])[:80],
-        "state": document["state"],
-        "why": printable(document["reason"]),
-        "attempt": document["attempt"],
-        "ranks": document["num_ranks"],
-        "submitted": _clock_text(document["submitted_s"]),
-    }
-    if document["warning"] is None:
-        lines["step"] = f"{document['step']} of {document['num_steps']}"
-    if document["loss"] is not None:
-        lines["loss"] = f"{document['loss']:.4f}"
-        lines["step time"] = duration_text(document["step_s"])
-        lines["speed"] = f"{count_text(document['tokens_per_s'])} tokens/s"
+    typer.echo(document["handle"])
+    for name, text in _status_lines(document):
+        if text:
+            typer.echo(f"  {name:<14} {printable(text)}")
+    for attempt in document["attempts"] or ():
+        if attempt["decision"] is not None and len(document["attempts"]) > 1:
+            told = printable(f"{attempt['reason']}; {attempt['decision']}")
+            typer.echo(f"  attempt {attempt['attempt']:<6} {told}")
+    for trouble in (document["trouble"], document["warning"]):
+        if trouble is not None:
+            typer.echo(f"warning: {printable(trouble)}", err=True)
+
+
+def _status_lines(document: dict[str, Any]) -> "Iterator[tuple[str, str]]":
+    """What is known of a run, as a name and a text; empty where it is not."""
+    from trimtab.core.units import duration_text
+
+    yield "name", document["name"][:80]
+    yield "state", document["state"]
+    yield "why", document["reason"]
+    if document["state"] == "pending" and document["expected_start_s"] is not None:
+        yield "may start", _clock_text(document["expected_start_s"])
+    yield "attempt", str(document["attempt"])
+    yield "ranks", str(document["num_ranks"])
+    attempts = document["attempts"] or [{"nodes": []}]
+    yield "nodes", " ".join(attempts[-1]["nodes"])
+    yield "not used", " ".join(document["excluded_nodes"])
+    yield "submitted", _clock_text(document["submitted_s"])
+    yield from _progress_lines(document)
     if document["started_s"] is not None:
         end_s = document["finished_s"] or time.time()
-        lines["time"] = duration_text(max(0.0, end_s - document["started_s"]))
+        yield "time", duration_text(max(0.0, end_s - document["started_s"]))
     if document["checkpoint_step"] is not None:
-        lines["checkpoint"] = f"step {document['checkpoint_step']}"
-    lines["run directory"] = document["run_dir"]
-    typer.echo(document["handle"])
-    for name, text in lines.items():
-        if text != "":
-            typer.echo(f"  {name:<14} {text}")
-    if document["warning"] is not None:
-        typer.echo(f"warning: {printable(document['warning'])}", err=True)
+        yield "checkpoint", f"step {document['checkpoint_step']}"
+    yield "run directory", document["run_dir"]
+
+
+def _progress_lines(document: dict[str, Any]) -> "Iterator[tuple[str, str]]":
+    from trimtab.core.units import count_text, duration_text
+
+    if document["num_steps"] is not None:
+        yield "step", f"{document['step']} of {document['num_steps']}"
+    if document["loss"] is not None:
+        yield "loss", f"{document['loss']:.4f}"
+        yield "step time", duration_text(document["step_s"])
+        yield "speed", f"{count_text(document['tokens_per_s'])} tokens/s"
 
 
 def _print_list(runs: list[dict[str, Any]]) -> None:

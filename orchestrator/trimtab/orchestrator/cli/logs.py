@@ -38,12 +38,13 @@ def logs(
 ) -> int:
     """Print what the ranks have written; the exit code tells the job's state, as in status."""
     from trimtab.orchestrator.cli.states import status_code
+    from trimtab.orchestrator.observation import observe
 
     run = named_or_newest(handle)
     paths = _paths(run, rank=rank, controller=controller)
     readers = [_Reader(name, path, tail=tail) for name, path in paths.items()]
     while True:
-        state = run.observed(time.time()).state
+        state = observe(run).state.state
         is_last = state.is_final or not follow
         for reader in readers:
             reader.print_new(with_header=len(readers) > 1, whole_lines=not is_last)

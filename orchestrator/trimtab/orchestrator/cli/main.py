@@ -21,9 +21,11 @@ from trimtab.orchestrator.cli import (
     export,
     init,
     jobs,
+    logs,
     plan,
     plan_step,
     report,
+    submit,
 )
 
 _PLAN = "Plan"
@@ -47,10 +49,10 @@ app.command("calibrate", rich_help_panel=_SET_UP)(calibrate.calibrate)
 app.command("demo", rich_help_panel=_SET_UP)(demo.demo)
 app.command("plan", rich_help_panel=_PLAN)(plan.plan)
 app.command("plan-step", rich_help_panel=_PLAN)(plan_step.plan_step)
-app.command("submit", rich_help_panel=_RUN)(jobs.submit)
+app.command("submit", rich_help_panel=_RUN)(submit.submit)
 app.command("cancel", rich_help_panel=_RUN)(jobs.cancel)
 app.command("status", rich_help_panel=_WATCH)(jobs.status)
-app.command("logs", rich_help_panel=_WATCH)(jobs.logs)
+app.command("logs", rich_help_panel=_WATCH)(logs.logs)
 app.command("list", rich_help_panel=_WATCH)(jobs.list_jobs)
 app.command("dashboard", rich_help_panel=_WATCH)(dashboard.dashboard)
 app.command("export", rich_help_panel=_RUN)(export.export)
@@ -80,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     A `TrimtabError` or wrong usage prints one line to stderr. Any other exception is a bug of
     ours and keeps its traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    arguments, script = _split(list(sys.argv[1:] if argv is None else argv) or ["--help"])
     try:
-        result = app(arguments, prog_name="trimtab", standalone_mode=False)
+        result = app(arguments, prog_name="trimtab", standalone_mode=False, obj=script)
     except TrimtabError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -93,6 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return _fail("interrupted", 130)
     return int(result or ExitCode.OK)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The command line of `submit` without the script's, which follows `--`; and that.
+
+    click forgets where `--` stood, and would take what follows for job files.
+    """
+    if arguments[0] != "submit" or "--" not in arguments:
+        return arguments, []
+    place = arguments.index("--")
+    return arguments[:place], arguments[place + 1 :]
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -12,10 +12,12 @@ from trimtab.core.errors import ExitCode, JobFailedError
 from trimtab.core.events import (
     Alert,
     AnyEvent,
+    AttemptEnded,
     AttemptStarted,
     CheckpointSaved,
     EvaluationFinished,
     Event,
+    NodeLost,
     RankExited,
     RankStarted,
     RunResumed,
@@ -25,6 +27,7 @@ from trimtab.core.events import (
 from trimtab.core.job import JobSpec, JobState
 from trimtab.core.units import duration_text
 from trimtab.orchestrator.cli.watched import Watched, printable
+from trimtab.orchestrator.observation import observe
 from trimtab.orchestrator.rundir import RunDir, RunState
 from trimtab.orchestrator.submission import cancel_run, submit_job
 from trimtab.orchestrator.verdict import error_line
@@ -41,6 +44,8 @@ _LINE_EVERY_S: Final = 10.0
 _LAST_WORDS_SHOWN: Final = 6
 _FOLLOWED: Final[tuple[type[Event], ...]] = (
     AttemptStarted,
+    AttemptEnded,
+    NodeLost,
     RankStarted,
     RunResumed,
     StepPlanned,
@@ -69,7 +74,9 @@ def follow(
 
     console = console or Console(highlight=False, markup=False)
     request = run.request()
-    watched = Watched(request.job.training.num_steps, request.num_ranks)
+    job = request.job
+    num_steps = job.training.num_steps if isinstance(job, JobSpec) else None
+    watched = Watched(num_steps, request.num_ranks)
     show = _show_bar if console.is_terminal else _show_lines
     try:
         show(watched, run, console)
@@ -77,7 +84,7 @@ def follow(
         detached = f"detached; the job goes on. To end it: trimtab cancel {run.handle}"
         console.print(interrupted or detached, soft_wrap=True)
         return INTERRUPTED
-    state = run.observed(time.time())
+    state = observe(run).state
     for line in summary_lines(watched, run, state):
         console.print(line, soft_wrap=True)
     return state.exit_code if state.exit_code is not None else 1
@@ -123,7 +130,7 @@ def summary_lines(watched: Watched, run: RunDir, state: RunState) -> Iterator[st
 
 def wait(run: RunDir) -> RunState:
     """The state a run ends in; returns once it has."""
-    while not (state := run.observed(time.time())).state.is_final:
+    while not (state := observe(run).state).state.is_final:
         time.sleep(_POLL_S)
     return state
 
@@ -139,12 +146,12 @@ def _last_words(watched: Watched, run: RunDir) -> Iterator[str]:
 
 
 def _events(run: RunDir) -> Iterator[list[AnyEvent]]:
-    """What is new in the current attempt, again and again until it has ended."""
+    """What is new since the current attempt began, again and again until the job has ended."""
     from trimtab.monitor.store import EventStore
 
     attempt, after, has_begun, has_ended = run.state().attempt, 0, False, False
     while not has_ended:
-        has_ended = run.observed(time.time()).state.is_final
+        has_ended = observe(run).state.state.is_final
         events: list[AnyEvent] = []
         if run.events.exists():
             with EventStore.open(run.events) as store:
@@ -153,7 +160,7 @@ def _events(run: RunDir) -> Iterator[list[AnyEvent]]:
                     events += [stored.event for stored in batch]
         for index, event in enumerate(events):
             if isinstance(event, AttemptStarted) and event.attempt == attempt:
-                has_begun, events = True, events[index:]
+                has_begun, events, attempt = True, events[index:], -1
                 break
         yield events if has_begun else []
 
@@ -209,11 +216,7 @@ def _show_lines(watched: Watched, run: RunDir, console: "Console") -> None:
         if is_new and (now_s >= next_line_s or watched.phase != last_phase):
             last_phase, last_step = watched.phase, watched.step
             next_line_s = now_s + _LINE_EVERY_S
-            console.print(
-                f"{watched.phase}: step {watched.step} of {watched.num_steps}"
-                f"  {watched.line()}".rstrip(),
-                soft_wrap=True,
-            )
+            console.print(watched.progress_line(), soft_wrap=True)
         time.sleep(_POLL_S)
 
 
@@ -222,6 +225,12 @@ def _remark(event: AnyEvent) -> str | None:
     match event:
         case Alert():
             return f"{event.severity}: {printable(event.message)}"
+        case NodeLost():
+            return f"node {event.node} is lost: {printable(event.reason)}"
+        case AttemptEnded():
+            return f"attempt {event.attempt} ended: {printable(event.decision)}"
+        case AttemptStarted() if event.attempt > 1:
+            return f"attempt {event.attempt} on {', '.join(event.nodes)}"
         case RunResumed():
             return f"going on after step {event.step}, from {printable(event.path)}"
         case RankExited() if event.exit_code != 0:

@@ -1,12 +1,12 @@
 """Runs and their states as commands print them."""
 
-from pathlib import Path
 from typing import Any
 
 from trimtab.core import serde
 from trimtab.core.errors import ExitCode
 from trimtab.core.job import JobState
-from trimtab.orchestrator.rundir import RunState
+from trimtab.orchestrator.observation import Observed
+from trimtab.orchestrator.rundir import RunDir
 
 _STATUS_CODES = {
     JobState.PENDING: ExitCode.UNFINISHED_JOB,
@@ -22,12 +22,17 @@ def status_code(state: JobState) -> ExitCode:
     return _STATUS_CODES[state]
 
 
-def state_document(job_id: str, state: RunState, *, run_dir: Path) -> dict[str, Any]:
-    """A run's state as the commands' `--json` prints it: `state.json` and where it lies."""
-    fields = serde.to_document(state)
+def state_document(run: RunDir, observed: Observed) -> dict[str, Any]:
+    """A run's state as the commands' `--json` prints it."""
+    fields = serde.to_document(observed.state)
+    view = observed.view
     return {
         "schema": fields.pop("schema"),
-        "handle": f"local://{job_id}",
-        "run_dir": str(run_dir),
+        "handle": str(run.handle),
+        "job_id": run.job_id,
+        "run_dir": str(run.path),
         **{name: value for name, value in fields.items() if name != "type"},
+        "scheduler_state": view.native_state if view else None,
+        "expected_start_s": view.expected_start_s if view else None,
+        "trouble": observed.trouble or None,
     }

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from trimtab.core.events import (
     AnyEvent,
+    AttemptStarted,
     CheckpointSaved,
     EvaluationFinished,
     RankExited,
@@ -19,9 +20,14 @@ from trimtab.core.units import count_text, duration_text
 
 
 class Watched:
-    """One attempt as its events tell it, in the order they are handled."""
+    """A run as its events tell it, in the order they are handled.
 
-    def __init__(self, num_steps: int, num_ranks: int) -> None:
+    Args:
+        num_steps: Of the whole training; None: a script, whose steps are not known.
+        num_ranks: Of the first attempt.
+    """
+
+    def __init__(self, num_steps: int | None, num_ranks: int) -> None:
         self.num_steps = num_steps
         self._num_ranks = num_ranks
         self._peaks: dict[int, float | None] = {}
@@ -37,6 +43,8 @@ class Watched:
     def handle(self, event: AnyEvent) -> None:
         """Take in one event; kinds a follower does not show are passed over."""
         match event:
+            case AttemptStarted():
+                self._begin(event)
             case RankStarted():
                 self._peaks[event.rank] = event.peak_flop_per_s
             case RunResumed():
@@ -64,6 +72,8 @@ class Watched:
         """What the attempt is at, in a few words."""
         if self.failed_ranks:
             return "stopping"
+        if self.num_steps is None:
+            return "running"
         if self._last is not None:
             return "training"
         if len(self._peaks) < self._num_ranks:
@@ -79,6 +89,13 @@ class Watched:
         return mfu(
             self._last.model_flops, seconds=self._last.step_s, peak_flop_per_s=sum(peaks)
         )
+
+    def progress_line(self) -> str:
+        """Phase, step and figures, where there is no bar."""
+        if self.num_steps is None:
+            return self.phase
+        step = f"step {self.step} of {self.num_steps}"
+        return f"{self.phase}: {step}  {self.line()}".rstrip()
 
     def line(self) -> str:
         """The last step's figures."""
@@ -114,6 +131,14 @@ class Watched:
                 "checkpoint",
                 f"step {self._checkpoint.step}, {printable(self._checkpoint.path)}",
             )
+
+    def _begin(self, event: AttemptStarted) -> None:
+        """Another attempt: its ranks have yet to come up."""
+        self._num_ranks = event.num_ranks
+        self._peaks.clear()
+        self._plans.clear()
+        self.failed_ranks.clear()
+        self._last = None
 
     def _note_step(self, event: StepSummarized) -> None:
         self._first = self._first or event

@@ -30,7 +30,7 @@ def plan_document(
     ]
     return {
         "step": event.step,
-        "num_ranks": request.layout.group_ranks,
+        "num_ranks": request.training[1].group_ranks,
         "waves": waves,
         "predicted_s": plan.step_s,
         "measured_s": measured_s,
@@ -46,7 +46,7 @@ def plan_document(
 
 def _profile(request: Request) -> StepProfile | None:
     try:
-        return step_planner(request.job, request.layout).profile
+        return step_planner(*request.training).profile
     except TrimtabError:
         return None
 

@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,8 @@ from trimtab.core.errors import RunDirError
 from trimtab.core.events import STEP_PARTS, StepFinished, StepPlanned
 from trimtab.core.job import Request
 from trimtab.monitor.store import EventStore, read_event
-from trimtab.orchestrator.rundir import NoSuchRunError, RunDir, RunState, list_runs
+from trimtab.orchestrator.observation import Observed, observe, observe_runs
+from trimtab.orchestrator.rundir import NoSuchRunError, RunDir, RunState
 from trimtab.orchestrator.web.plans import plan_document
 from trimtab.orchestrator.web.steps import Column, part_seconds
 from trimtab.orchestrator.web.view import RunView
@@ -31,10 +31,9 @@ class Runs:
 
     def listed(self) -> list[dict[str, Any]]:
         """The newest runs, newest first; a broken one with what is wrong with it."""
-        now_s = time.time()
         return [
-            _listing(job_id, state, now_s=now_s)
-            for job_id, state in list_runs(self._root, limit=MAX_LISTED_RUNS)
+            _listing(run.job_id, observed)
+            for run, observed in observe_runs(self._root, limit=MAX_LISTED_RUNS)
         ]
 
     def run(self, job_id: str) -> "OpenRun":
@@ -114,7 +113,7 @@ class OpenRun:
                 self._store = None
 
     def _refresh(self) -> RunState:
-        state = self._dir.observed(time.time())
+        state = observe(self._dir).state
         if self._request is None or state.attempt != self._attempt:
             self._request = self._dir.request()
             self._forecast_step_s = _forecast_step_s(self._dir)
@@ -129,7 +128,7 @@ class OpenRun:
     def _head(self, state: RunState) -> dict[str, Any]:
         request = self._request
         assert request is not None
-        job, view = request.job, self._view
+        (job, layout), view = request.training, self._view
         last = view.steps.last_finished
         finished = view.steps.finished()
         return {
@@ -141,7 +140,7 @@ class OpenRun:
             "reason": state.reason,
             "attempt": state.attempt,
             "num_ranks": request.num_ranks,
-            "layout": str(request.layout),
+            "layout": str(layout),
             "cluster": job.cluster.name,
             "model": job.model.name,
             "num_parameters": job.model.num_parameters,
@@ -175,10 +174,10 @@ class OpenRun:
         return parts
 
 
-def _listing(job_id: str, state: RunState | RunDirError, *, now_s: float) -> dict[str, Any]:
-    if isinstance(state, RunDirError):
-        return {"job_id": job_id, "name": job_id, "state": "broken", "reason": str(state)}
-    observed = state.observed(now_s)
+def _listing(job_id: str, run: Observed | RunDirError) -> dict[str, Any]:
+    if isinstance(run, RunDirError):
+        return {"job_id": job_id, "name": job_id, "state": "broken", "reason": str(run)}
+    observed = run.state
     return {
         "job_id": job_id,
         "name": observed.name,

@@ -1,0 +1,27 @@
+"""The three schedulers by name, starting Trimtab's own ranks and keepers."""
+
+import sys
+from typing import Final
+
+from trimtab.core.job import SchedulerName
+from trimtab.launch.api import Scheduler
+
+RANK_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.rank")
+KEEPER_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.keeper")
+
+
+def scheduler_of(name: SchedulerName) -> Scheduler:
+    """A scheduler; Slurm's and Ray's modules are read only where they are used."""
+    match name:
+        case "local":
+            from trimtab.launch.local import LocalScheduler
+
+            return LocalScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
+        case "slurm":
+            from trimtab.launch.slurm.scheduler import SlurmScheduler
+
+            return SlurmScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
+        case "ray":
+            from trimtab.launch.ray.scheduler import RayScheduler
+
+            return RayScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
