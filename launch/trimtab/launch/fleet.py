@@ -90,7 +90,7 @@ class Fleet:
         """Node of every rank whose end has not been told."""
         self._attempt = 0
         self._in_use: frozenset[str] = frozenset()
-        """Nodes of the attempt; what happens to others is no news."""
+        """Nodes of the attempt, but those told gone; what happens to others is no news."""
         self._idle: list[AgentLink] = []
         """Agents of forgotten nodes."""
 
@@ -215,6 +215,8 @@ class Fleet:
             time.sleep(_POLL_S)
         for step in self._steps:
             step.end()
+        for link in (*self._links.values(), *self._idle):
+            link.cut()
         self._server.close()
 
     def _await_agents(self, names: Sequence[str], step: AgentStep) -> None:
@@ -258,8 +260,7 @@ class Fleet:
                 self._lose(node, link, "the connection to its agent broke")
             case wire.PortReserved():
                 self._ports[node] = message.port
-            case wire.NodeFailing() if not link.is_told_gone:
-                link.is_told_gone = True
+            case wire.NodeFailing():
                 self._tell_gone(node, message.reason, ranks_live=True)
             case wire.AgentSignalled():
                 self._news.append(RoomWanted(node=node, signal=message.signal))
@@ -299,11 +300,11 @@ class Fleet:
         del self._links[node]
         link.cut()
         self._forget_ranks(node)
-        if not link.is_told_gone:
-            self._tell_gone(node, reason)
+        self._tell_gone(node, reason)
 
     def _tell_gone(self, node: str, reason: str, *, ranks_live: bool = False) -> None:
         if node in self._in_use:
+            self._in_use -= {node}
             self._news.append(NodeGone(node=node, reason=reason, ranks_live=ranks_live))
 
     def _why_gone(self, node: str) -> str | None:

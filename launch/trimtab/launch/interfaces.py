@@ -1,5 +1,6 @@
 """Which network interface ranks talk through: the one that holds their node's address."""
 
+import ipaddress
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,14 @@ def interface_environment(node_address: str) -> dict[str, str]:
 def interface_of(address: str, addresses: Mapping[str, Sequence[str]]) -> str:
     """The interface among `addresses` (by interface) that holds `address`.
 
+    The loopback interface holds all of 127.0.0.0/8, whatever it lists: Debian gives a machine's
+    own name the address 127.0.1.1.
+
     Raises:
         JobFailedError: None does.
     """
     for name, held in sorted(addresses.items()):
-        if address in held:
+        if address in held or (_is_loopback(address) and any(map(_is_loopback, held))):
             return name
     there = "; ".join(f"{name} {' '.join(held)}" for name, held in sorted(addresses.items()))
     raise JobFailedError(
@@ -52,6 +56,10 @@ def own_addresses() -> dict[str, list[str]]:
         for name, addresses in psutil.net_if_addrs().items()
         if name in up
     }
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
 
 
 def _resolved(host: str) -> str:

@@ -30,7 +30,6 @@ class AgentLink:
     hello: wire.AgentHello
     seen_s: float
     """When it was last heard of (monotonic clock)."""
-    is_told_gone: bool = False
 
     def send(self, message: wire.ToAgent) -> None:
         """Send; OSError where the agent is gone, or does not read."""

@@ -1,5 +1,6 @@
 """Where ranks write, and reading the ends of logs of any size and content."""
 
+import codecs
 import os
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ class LogTail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._offset = path.stat().st_size if path.exists() else 0
 
     def read_new(self) -> str:
@@ -38,7 +40,7 @@ class LogTail:
         except OSError:
             return ""
         self._offset += len(data)
-        return data.decode(errors="replace")
+        return self._decoder.decode(data)  # a character cut in two is kept for the next look
 
 
 def last_words(path: Path, *, attempt: int | None = None, start: int = 0) -> str:

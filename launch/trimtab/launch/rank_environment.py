@@ -38,6 +38,8 @@ def rank_environment(
         "LOCAL_WORLD_SIZE": str(order.num_ranks),
         "GROUP_RANK": str(order.node_index),
         "GROUP_WORLD_SIZE": str(order.num_nodes),
+        "ROLE_RANK": str(rank),
+        "ROLE_WORLD_SIZE": str(order.world_size),
         "MASTER_ADDR": order.store_host,
         "MASTER_PORT": str(order.store_port),
         "TORCHELASTIC_RESTART_COUNT": str(order.attempt - 1),
@@ -57,10 +59,18 @@ def rank_environment(
             "SLURM_NPROCS": str(order.world_size),
             "SLURM_NODEID": str(order.node_index),
             "SLURM_NNODES": str(order.num_nodes),
+            "SLURM_NTASKS_PER_NODE": str(order.num_ranks),
+            "SLURM_TASKS_PER_NODE": _per_node(order),
+            "SLURM_STEP_TASKS_PER_NODE": _per_node(order),
         }
     if store_fd is not None:
         environment["TRIMTAB_STORE_FD"] = str(store_fd)
     return environment
+
+
+def _per_node(order: wire.StartRanks) -> str:
+    """In Slurm's form: `8`, or `8(x4)` on four nodes."""
+    return f"{order.num_ranks}" + (f"(x{order.num_nodes})" if order.num_nodes > 1 else "")
 
 
 def _store_url(order: wire.StartRanks) -> str:
