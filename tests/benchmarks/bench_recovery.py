@@ -1,7 +1,7 @@
-"""How long a job takes to notice a fault, to decide, and to train on; and that it trains the same.
+"""How soon a job notices a fault, decides and trains on; and that it trains the same.
 
-    python tests/benchmarks/bench_recovery.py local|slurm|ray --profile P [--cases kill-rank,...]
-                                              [--warm] [--steps 150] [--json]
+    python tests/benchmarks/bench_recovery.py local|slurm|ray --profile P
+                                              [--cases kill-rank,...] [--warm] [--json]
 
 Runs one job with real ranks, harms it case after case while it trains, and lets it finish. The
 job runs on a Slurm or Ray that must be up (`trimtab dev-cluster slurm start`; SLURM_CONF or
@@ -14,8 +14,8 @@ RAY_ADDRESS say where). Then the same job runs here, undisturbed, and the losses
     kill-own-node    SIGKILL to the slurmd of the controller's node (Slurm)
     make-room        SIGUSR2 to the batch script, as Slurm sends before the time limit (Slurm)
 
-Seconds run from the fault to the line in the run's events that says what was decided, and to the
-end of the first step after it.
+Seconds run from the fault to the line in the run's events that says what was decided, and to
+the end of the first step after it.
 """
 
 import argparse
@@ -68,6 +68,8 @@ SMALL = (
     "training.evaluate_every_steps=0",
     "checkpoint.every_steps=5",
 )
+CLUSTER_FOLDER: list[str] = []
+"""`--folder` of the development cluster, where it is not the default one."""
 _POLL_S = 0.02
 _PATIENCE_S = 300.0
 
@@ -101,8 +103,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--profile", type=Path, required=True, help="`trimtab calibrate`'s")
     parser.add_argument("--warm", action="store_true", help="with warm spares")
+    parser.add_argument("--folder", help="of the development cluster")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.folder:
+        CLUSTER_FOLDER.extend(["--folder", options.folder])
     cases = options.cases.split(",") if options.cases else CASES[options.scheduler]
     run = submit(options)
     recoveries = [harm(run, case) for case in cases]
@@ -121,10 +126,11 @@ def main() -> None:
         return
     print(f"{platform.platform()}, {os.cpu_count()} cores; {run.handle}")
     for each in recoveries:
+        nodes = f"{' '.join(each.nodes_before)} -> {' '.join(each.nodes_after)}"
         print(
             f"{each.case:<16} noticed {each.noticed_s:5.1f} s, decided {each.decided_s:5.1f} s, "
-            f"first step {each.first_step_s:5.1f} s, from step {each.resumed_from}, "
-            f"{' '.join(each.nodes_before)} -> {' '.join(each.nodes_after)}; {each.decision}"
+            f"step {each.first_step_s:5.1f} s after the fault (from step "
+            f"{each.resumed_from}), {nodes}; {each.decision}"
         )
     print(f"status {code}; losses differ from an undisturbed run's by at most {worst:.1e}")
 
@@ -220,7 +226,7 @@ def own_node(run: RunDir) -> str:
 def kill_node(run: RunDir, node: str) -> None:
     """As `trimtab dev-cluster` does it: kill -9 of the node's daemon."""
     scheduler = run.request().scheduler
-    output(["dev-cluster", scheduler, "kill-node", node])
+    output(["dev-cluster", scheduler, "kill-node", node, *CLUSTER_FOLDER])
 
 
 def wait_for_step(run: RunDir) -> int:

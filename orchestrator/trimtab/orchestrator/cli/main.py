@@ -17,6 +17,7 @@ from trimtab.orchestrator.cli import (
     calibrate,
     dashboard,
     demo,
+    dev_cluster,
     doctor,
     export,
     init,
@@ -55,6 +56,7 @@ app.command("status", rich_help_panel=_WATCH)(jobs.status)
 app.command("logs", rich_help_panel=_WATCH)(logs.logs)
 app.command("list", rich_help_panel=_WATCH)(jobs.list_jobs)
 app.command("dashboard", rich_help_panel=_WATCH)(dashboard.dashboard)
+app.add_typer(dev_cluster.app, name="dev-cluster", rich_help_panel=_SET_UP)
 app.command("export", rich_help_panel=_RUN)(export.export)
 app.command("report", rich_help_panel=_WATCH)(report.report)
 app.command("compare", rich_help_panel=_WATCH)(report.compare)

@@ -1,0 +1,1 @@
+"""A real Slurm or Ray on this one machine, to try things on: `trimtab dev-cluster`."""
