@@ -126,11 +126,11 @@ def main() -> None:
         return
     print(f"{platform.platform()}, {os.cpu_count()} cores; {run.handle}")
     for each in recoveries:
-        nodes = f"{' '.join(each.nodes_before)} -> {' '.join(each.nodes_after)}"
         print(
-            f"{each.case:<16} noticed {each.noticed_s:5.1f} s, decided {each.decided_s:5.1f} s, "
-            f"step {each.first_step_s:5.1f} s after the fault (from step "
-            f"{each.resumed_from}), {nodes}; {each.decision}"
+            f"{each.case:<16} noticed {each.noticed_s:5.1f} s, decided {each.decided_s:5.1f} s,"
+            f" first step {each.first_step_s:5.1f} s after the fault, from step "
+            f"{each.resumed_from}, {' '.join(each.nodes_before)} -> "
+            f"{' '.join(each.nodes_after)}; {each.decision}"
         )
     print(f"status {code}; losses differ from an undisturbed run's by at most {worst:.1e}")
 

@@ -135,6 +135,9 @@ class Allocation(Protocol):
             them, whatever the scheduler gave.
         """
 
+    def num_free_nodes(self, *, exclude: Collection[str]) -> int:
+        """How many nodes beyond those held `go_elsewhere` could have at once."""
+
     def start_agents(self, nodes: Sequence[AllocatedNode], *, order: AgentOrder) -> AgentStep:
         """Start one agent on each node.
 
@@ -157,7 +160,6 @@ class Allocation(Protocol):
         Raises:
             JobFailedError: The scheduler refuses; the message holds its words.
         """
-
 
     def leave(self) -> None:
         """End what is left of this job, once `go_elsewhere` has given it another handle."""

@@ -141,6 +141,9 @@ class LocalAllocation:
         """This machine, which is all there is: excluding it would help nobody."""
         return (self._node,)
 
+    def num_free_nodes(self, *, exclude: Collection[str]) -> int:
+        return 0
+
     def start_agents(self, nodes: Sequence[AllocatedNode], *, order: AgentOrder) -> AgentStep:
         """Start the agent, which is asked to end when this process dies.
 

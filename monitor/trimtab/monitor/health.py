@@ -195,7 +195,7 @@ def _renewed(sign: _LifeSign, event: AnyEvent, *, now_s: float) -> _LifeSign:
 def _exit_reason(event: RankExited, sign: _LifeSign) -> str:
     how = f"was killed by {event.signal}" if event.signal else f"exited {event.exit_code}"
     lines = event.last_words.strip().splitlines()
-    words = f"; its last words: {lines[-1].strip()}" if lines else ""
+    words = f"; its last words: {lines[-1].strip()}" if lines and not event.signal else ""
     return f"rank {event.rank} {how}; {_whereabouts(sign)}{words}"
 
 

@@ -127,7 +127,7 @@ class Controller:
         nodes = self._nodes(fleet, avoid=avoid)
         request = self._fitting(nodes)
         if request is None:
-            return self._decide_short(course, num_nodes=len(nodes))
+            return self._decide_short(course, nodes)
         collector = Collector(
             token := secrets.token_urlsafe(32), host=self._allocation.controller_host
         )
@@ -221,10 +221,12 @@ class Controller:
         return nodes
 
     def _fitting(self, nodes: Sequence[AllocatedNode]) -> Request | None:
-        """The request as it runs on these nodes; None where it cannot."""
+        """The request as it runs on these nodes; None where it had better not."""
         if len(nodes) == self._request.num_nodes:
             return self._request
         if not nodes or self._request.job.restart.when_short != "shrink":
+            return None
+        if self._could_be_whole_elsewhere(nodes):
             return None
         request = smaller_request(self._request, num_nodes=len(nodes))
         if request is not None:
@@ -236,9 +238,14 @@ class Controller:
             self._record([Alert(time_s=time.time(), severity="warning", message=message)])
         return request
 
-    def _decide_short(self, course: Course, *, num_nodes: int) -> Decision:
+    def _could_be_whole_elsewhere(self, nodes: Sequence[AllocatedNode]) -> bool:
+        """Whether the scheduler has enough free nodes for all ranks now."""
+        free = self._allocation.num_free_nodes(exclude=self._supervisor.shun)
+        return self._allocation.can_move and len(nodes) + free >= self._request.num_nodes
+
+    def _decide_short(self, course: Course, nodes: Sequence[AllocatedNode]) -> Decision:
         wanted = self._request.num_nodes
-        reason = f"{counted(num_nodes, 'usable node')} left of {wanted} that the job needs"
+        reason = f"{counted(len(nodes), 'usable node')} left of {wanted} that the job needs"
         verdict = course.failed(reason, ExitCode.JOB_FAILED)
         decision: Decision = Finish(verdict=verdict)
         if self._allocation.can_move and self._request.job.restart.when_short != "stop":

@@ -5,8 +5,8 @@
 - Any other failure starts it again from the last checkpoint. Attempts in a row that bring no
   new checkpoint are limited (`restart.max_restarts`), with a growing pause between them.
 - A node that was lost is not used again. One whose rank died or froze is avoided while others
-  are free, and not used again when it happens there twice: else a sick node that fails every
-  attempt at once would draw all of them.
+  are free, and not used again when it happens there twice without a new checkpoint between:
+  else a sick node that fails every attempt at once would draw all of them.
 - When its own node is lost, the controller cannot stay: the job goes elsewhere.
 """
 
@@ -23,7 +23,7 @@ from trimtab.orchestrator.verdict import Verdict
 
 LONGEST_PAUSE_S: Final = 60.0
 FAILURES_TO_SHUN: Final = 2
-"""So many failures on a node and it is not used again."""
+"""So many failures in a row on a node and it is not used again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,9 @@ class Supervisor:
         self._spec = spec
         self._can_move = can_move
         self._shun = frozenset(shun)
+        self._avoid: frozenset[str] = frozenset()
         self._failures: Counter[str] = Counter()
+        """By node, since the last new checkpoint."""
         self._num_in_row = 0
         self._checkpoint_step: int | None = None
 
@@ -109,11 +111,12 @@ class Supervisor:
             return Finish(verdict=verdict)
         if verdict.exit_code in (ExitCode.USAGE, ExitCode.DO_NOT_RESTART):
             return Finish(verdict=verdict)
+        if end.checkpoint_step != self._checkpoint_step:
+            self._num_in_row, self._checkpoint_step = 0, end.checkpoint_step
+            self._failures.clear()
         self._blame(end)
         if end.room_wanted is not None and self._can_move:
             return GoElsewhere(exclude=self._shun, reason=end.room_wanted)
-        if end.checkpoint_step != self._checkpoint_step:
-            self._num_in_row, self._checkpoint_step = 0, end.checkpoint_step
         self._num_in_row += 1
         if self._num_in_row > self._spec.max_restarts:
             return Finish(verdict=self._given_up(verdict))
@@ -122,13 +125,14 @@ class Supervisor:
         return StartAgain(
             pause_s=self._pause_s(),
             shun=self._shun,
-            avoid=self._shun | frozenset(self._failures),
+            avoid=self._avoid,
         )
 
     def _blame(self, end: AttemptEnd) -> None:
         if end.node is None:
             return
         self._failures[end.node] += 1
+        self._avoid |= {end.node}
         lost = end.verdict.node == end.node
         if lost or self._failures[end.node] >= FAILURES_TO_SHUN:
             self._shun |= {end.node}

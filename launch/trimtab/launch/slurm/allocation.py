@@ -99,6 +99,12 @@ class SlurmAllocation:
             for node in nodes[:num_nodes]
         )
 
+    def num_free_nodes(self, *, exclude: Collection[str]) -> int:
+        """Idle nodes of the job's partition; other users' jobs may be faster to take them."""
+        partition = os.environ.get("SLURM_JOB_PARTITION", "")
+        answer = ask(["sinfo", "-h", "-N", "-t", "idle", "-p", partition, "-o", "%N"])
+        return len(set(answer.output.split()) - set(exclude))
+
     def start_agents(self, nodes: Sequence[AllocatedNode], *, order: AgentOrder) -> AgentStep:
         """One job step with an agent on each node; its output goes to `logs/agents.log`.
 
