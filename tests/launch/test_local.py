@@ -1,41 +1,44 @@
-"""Real processes, started and ended by the local launcher."""
+"""This machine as a scheduler, and as the one node of a job."""
 
-import fcntl
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
 import pytest
 
 from trimtab.core.cluster import ClusterSpec, GpuSpec, Link, NicSpec, NodeSpec, Precision
 from trimtab.core.errors import InputError, JobFailedError
-from trimtab.core.job import DataSource, DataSpec, EnvVar, JobHandle, JobSpec, TrainingSpec
+from trimtab.core.job import (
+    DataSource,
+    DataSpec,
+    EnvVar,
+    JobHandle,
+    JobSpec,
+    Request,
+    ScriptSpec,
+    TrainingSpec,
+)
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
-from trimtab.launch import tether
-from trimtab.launch.api import Launcher, RankExit, Rendezvous
-from trimtab.launch.local import LocalLauncher, LocalRanks
-
-HANDLE = JobHandle(scheduler="local", job_id="20261120-161500-small")
-RENDEZVOUS = Rendezvous(
-    attempt=2, collector_address="127.0.0.1:1", collector_token="marker-of-the-token"
-)
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    path = tmp_path / "a run's $(directory); with spaces"
-    (path / "logs").mkdir(parents=True)
-    return path
+from trimtab.launch import locks
+from trimtab.launch.api import Scheduler
+from trimtab.launch.fleet import Fleet, Rendezvous
+from trimtab.launch.local import LocalAllocation, LocalScheduler
 
 
 def job(
-    *, num_ranks: int = 2, precision: Precision = "fp32", device: str = "CPU process"
+    *,
+    num_ranks: int = 2,
+    num_nodes: int | None = None,
+    precision: Precision = "fp32",
+    device: str = "CPU process",
 ) -> JobSpec:
     node = NodeSpec(
         name="laptop",
@@ -62,232 +65,206 @@ def job(
         model=model,
         cluster=ClusterSpec(name="laptop", nodes=(node,)),
         num_ranks=num_ranks,
+        num_nodes=num_nodes,
         data=DataSpec(sources=(DataSource(path="stdlib:"),)),
         training=TrainingSpec(num_steps=1, global_batch_seqs=1, precision=precision),
     )
 
 
-def python_ranks(
-    run_dir: Path, program: str, *, num_ranks: int = 2, lock_fd: int | None = None
-) -> LocalRanks:
-    """Ranks that run a piece of Python."""
-    launcher = LocalLauncher(argv=(sys.executable, "-c", program), num_cores=8)
-    request = launcher.prepare(
-        job(num_ranks=num_ranks), layout=Layout(dp=num_ranks), handle=HANDLE, run_dir=run_dir
+def script(program: str, *, num_ranks: int = 1) -> ScriptSpec:
+    argv = (sys.executable, "-u", "-c", program)
+    return ScriptSpec(name="script", argv=argv, folder="/", num_ranks=num_ranks)
+
+
+def scheduler(*keeper_argv: str, num_cores: int | None = 8) -> LocalScheduler:
+    return LocalScheduler(
+        rank_argv=("python", "-m", "ranks"), keeper_argv=keeper_argv, num_cores=num_cores
     )
-    return launcher.start(request, rendezvous=replace(RENDEZVOUS, lock_fd=lock_fd))
 
 
-def all_exits(ranks: LocalRanks) -> list[RankExit]:
-    exits: list[RankExit] = []
-    while ranks.running:
-        exits += ranks.poll()
-        time.sleep(0.02)
-    return sorted(exits, key=lambda ended: ended.rank)
-
-
-def log_lines(run_dir: Path, rank: int) -> list[str]:
-    return (run_dir / "logs" / f"rank-000{rank}.log").read_text().splitlines()
+def prepared(run_dir: Path, job: JobSpec, *, num_cores: int | None = 8) -> Request:
+    layout = Layout(dp=job.num_ranks)
+    local: Scheduler = scheduler(num_cores=num_cores)
+    return local.prepare(job, layout=layout, run_dir=run_dir)
 
 
 def test_the_request_holds_command_and_shared_environment(run_dir: Path) -> None:
-    launcher: Launcher = LocalLauncher(argv=("python", "-m", "ranks"), num_cores=8)
-    request = launcher.prepare(job(), layout=Layout(dp=2), handle=HANDLE, run_dir=run_dir)
+    request = prepared(run_dir, job())
     assert request.argv == ("python", "-m", "ranks", str(run_dir))
     assert request.environment == (
-        EnvVar(name="GLOO_SOCKET_IFNAME", value="lo"),
         EnvVar(name="OMP_NUM_THREADS", value="4"),
         EnvVar(name="PYTHONUNBUFFERED", value="1"),
         EnvVar(name="CUDA_VISIBLE_DEVICES", value=""),
     )
-    assert (request.num_ranks, request.layout) == (2, Layout(dp=2))
+    assert (request.num_ranks, request.num_nodes) == (2, 1)
+    assert (request.layout, request.submission) == (Layout(dp=2), "")
 
 
-def test_preparing_starts_and_writes_nothing(tmp_path: Path) -> None:
-    launcher = LocalLauncher(argv=("no-such-program",))
-    launcher.prepare(job(), layout=Layout(dp=2), handle=HANDLE, run_dir=tmp_path / "run")
+def test_a_script_runs_as_it_was_given(run_dir: Path) -> None:
+    request = scheduler().prepare(script("pass", num_ranks=4), layout=None, run_dir=run_dir)
+    assert request.argv == (sys.executable, "-u", "-c", "pass")
+    assert EnvVar(name="OMP_NUM_THREADS", value="2") in request.environment
+    assert request.layout is None
+
+
+def test_preparing_and_checking_start_and_write_nothing(tmp_path: Path) -> None:
+    request = prepared(tmp_path / "run", job())
+    scheduler("/no/such/keeper").check(request)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_more_ranks_than_cores_get_one_thread_each(run_dir: Path) -> None:
-    launcher = LocalLauncher(argv=("python",), num_cores=2)
-    request = launcher.prepare(
-        job(num_ranks=5), layout=Layout(dp=5), handle=HANDLE, run_dir=run_dir
-    )
+    request = prepared(run_dir, job(num_ranks=5), num_cores=2)
     assert EnvVar(name="OMP_NUM_THREADS", value="1") in request.environment
 
 
-def test_ranks_share_the_cores_of_the_cpu_set_they_may_use(run_dir: Path) -> None:
-    program = (
-        "import os\n"
-        "from trimtab.launch.local import usable_cores\n"
-        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "print(usable_cores())"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert answer.stdout == "1\n"
+def test_the_cores_to_share_are_those_of_this_process(run_dir: Path) -> None:
+    request = prepared(run_dir, job(num_ranks=1), num_cores=None)
+    cores = str(len(os.sched_getaffinity(0)))
+    assert EnvVar(name="OMP_NUM_THREADS", value=cores) in request.environment
 
 
 def test_ranks_of_a_gpu_cluster_see_the_gpus(run_dir: Path) -> None:
-    launcher = LocalLauncher(argv=("python",))
-    request = launcher.prepare(
-        job(device="NVIDIA H100"), layout=Layout(dp=2), handle=HANDLE, run_dir=run_dir
-    )
+    request = prepared(run_dir, job(device="NVIDIA H100"))
     assert "CUDA_VISIBLE_DEVICES" not in {each.name for each in request.environment}
 
 
-def test_the_meeting_place_survives_the_characters_of_a_url(tmp_path: Path) -> None:
-    run_dir = tmp_path / "a#b ?c%20d"
-    (run_dir / "logs").mkdir(parents=True)
-    program = "import os; print(os.environ['TRIMTAB_RENDEZVOUS'])"
-    all_exits(python_ranks(run_dir, program, num_ranks=1))
-    url = urlsplit(log_lines(run_dir, 0)[1])
-    assert (url.scheme, unquote(url.path)) == ("file", f"{run_dir}/rendezvous-2")
-    assert (url.query, url.fragment) == ("", "")
-
-
-def test_every_rank_holds_the_lock_of_its_run(run_dir: Path) -> None:
-    with (run_dir / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        ranks = python_ranks(
-            run_dir,
-            "import time; print('up'); time.sleep(600)",
-            lock_fd=lock.fileno(),
-        )
-    while not all("up" in log_lines(run_dir, rank) for rank in (0, 1)):
-        time.sleep(0.02)
-    with (run_dir / "lock").open("w") as other:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ranks.kill()
-        all_exits(ranks)
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def test_what_the_worker_cannot_run_is_refused(run_dir: Path) -> None:
-    launcher = LocalLauncher(argv=("python",))
     with pytest.raises(InputError, match=r"layout.tp: .* got 2; set layout.tp=1"):
-        launcher.prepare(job(), layout=Layout(tp=2), handle=HANDLE, run_dir=run_dir)
+        scheduler().prepare(job(), layout=Layout(tp=2), run_dir=run_dir)
 
 
 def test_more_than_64_local_ranks_are_refused(run_dir: Path) -> None:
-    launcher = LocalLauncher(argv=("python",))
     with pytest.raises(InputError, match=r"num_ranks: expected at most 64 .* got 65"):
-        launcher.prepare(
-            job(num_ranks=65), layout=Layout(dp=65), handle=HANDLE, run_dir=run_dir
+        prepared(run_dir, job(num_ranks=65))
+
+
+def test_more_than_one_local_node_is_refused(run_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"num_nodes: this machine is one node, got 2; leave"):
+        prepared(run_dir, job(num_nodes=2))
+    assert prepared(run_dir, job(num_nodes=1)).num_nodes == 1
+
+
+def test_the_keeper_is_given_run_and_lock_in_a_session_of_its_own(run_dir: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "print(os.getsid(0) == os.getpid(), sys.argv[1:3], os.fstat(int(sys.argv[3])).st_ino)"
+    )
+    with (run_dir / "lock").open("w") as lock:
+        handle = scheduler(sys.executable, "-c", program).submit(
+            prepared(run_dir, job()), lock_fd=lock.fileno()
         )
+    assert handle == JobHandle(scheduler="local", job_id=run_dir.name)
+    log = run_dir / "logs" / "controller.log"
+    while not log.read_text().endswith("\n"):
+        time.sleep(0.02)
+    inode = (run_dir / "lock").stat().st_ino
+    assert log.read_text() == f"True {[str(run_dir), '--lock']} {inode}\n"
 
 
-def test_every_rank_gets_its_own_environment(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_keeper_that_cannot_be_started_is_a_failed_job(run_dir: Path) -> None:
+    with pytest.raises(JobFailedError, match="the job's keeper could not be started"):
+        scheduler("/no/such/keeper").submit(prepared(run_dir, job()), lock_fd=None)
+
+
+@contextmanager
+def local_fleet(run_dir: Path, *, lock_fd: int | None = None) -> Iterator[Fleet]:
+    allocation = LocalAllocation(run_id=run_dir.name, lock_fd=lock_fd)
+    fleet = Fleet(allocation, run_dir=run_dir)
+    yield fleet
+    fleet.close()
+
+
+def start(fleet: Fleet, run_dir: Path, program: str, *, num_ranks: int = 1) -> None:
+    request = scheduler().prepare(
+        script(program, num_ranks=num_ranks), layout=None, run_dir=run_dir
+    )
+    allocation = LocalAllocation(run_id=run_dir.name, lock_fd=None)
+    nodes = allocation.acquire(1, exclude=("whatever",))
+    assert [node.name for node in nodes] == [socket.gethostname()]
+    assert set(fleet.gather(nodes)) == {socket.gethostname()}
+    fleet.start(
+        request,
+        nodes,
+        rendezvous=Rendezvous(
+            attempt=1,
+            collector_address="127.0.0.1:1",
+            collector_token="",
+            request_name="request.json",
+            request_text="",
+        ),
+    )
+
+
+def wait_up(run_dir: Path, num_ranks: int = 1) -> None:
+    logs = [run_dir / "logs" / f"rank-000{rank}.log" for rank in range(num_ranks)]
+    while not all(log.exists() and "up" in log.read_text() for log in logs):
+        time.sleep(0.02)
+
+
+FOREVER = "import time; print('up'); time.sleep(600)"
+DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
+Started = Callable[[], list[psutil.Process]]
+
+
+def test_closing_a_local_fleet_leaves_no_process(run_dir: Path, started_here: Started) -> None:
+    with local_fleet(run_dir) as fleet:
+        start(fleet, run_dir, DEAF, num_ranks=2)
+        wait_up(run_dir, 2)
+        assert len(started_here()) == 3
+    assert started_here() == []
+
+
+def test_agent_and_ranks_hold_the_runs_lock(run_dir: Path, started_here: Started) -> None:
+    path = run_dir / "lock"
+    with path.open("w") as lock:
+        assert locks.try_lock(lock.fileno(), wait_s=0.0)
+        with local_fleet(run_dir, lock_fd=lock.fileno()) as fleet:
+            start(fleet, run_dir, FOREVER)
+            wait_up(run_dir)
+            started = [process.pid for process in started_here()]
+            assert locks.holders(path) == tuple(sorted([os.getpid(), *started]))
+    assert locks.holders(path) == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_closing_ends_deaf_ranks_of_an_agent_that_is_gone_or_stopped(
+    run_dir: Path, started_here: Started, number: signal.Signals
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "inherited")
-    names = (
-        "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE TRIMTAB_RENDEZVOUS TRIMTAB_COLLECTOR "
-        "TRIMTAB_COLLECTOR_TOKEN TRIMTAB_ATTEMPT OMP_NUM_THREADS HF_TOKEN"
-    )
-    ranks = python_ranks(
-        run_dir, f"import os\nfor name in '{names}'.split(): print(os.environ[name])"
-    )
-    assert [ended.is_clean for ended in all_exits(ranks)] == [True, True]
-    assert log_lines(run_dir, 1)[1:] == [
-        "1",
-        "2",
-        "1",
-        "2",
-        run_dir.as_uri() + "/rendezvous-2",
-        "127.0.0.1:1",
-        "marker-of-the-token",
-        "2",
-        "4",
-        "inherited",
-    ]
+    with local_fleet(run_dir) as fleet:
+        start(fleet, run_dir, DEAF)
+        wait_up(run_dir)
+        (agent,) = (each for each in started_here() if "trimtab.launch.agent" in each.cmdline())
+        agent.send_signal(number)
+    assert started_here() == []
 
 
-def test_a_rank_works_in_the_run_directory(run_dir: Path) -> None:
-    all_exits(python_ranks(run_dir, "import os; print(os.getcwd())"))
-    assert log_lines(run_dir, 0)[1:] == [str(run_dir)]
-
-
-def test_logs_of_attempts_follow_each_other(run_dir: Path) -> None:
-    (run_dir / "logs" / "rank-0000.log").write_text("of the first attempt\n")
-    all_exits(python_ranks(run_dir, "print('of the second')"))
-    first, marker, second = log_lines(run_dir, 0)
-    assert (first, second) == ("of the first attempt", "of the second")
-    assert marker.startswith("--- attempt 2: ")
-
-
-def test_the_token_shows_in_no_text_of_the_rendezvous() -> None:
-    assert "marker-of-the-token" not in repr(RENDEZVOUS)
-
-
-def test_exit_codes_and_signals_are_told_once(run_dir: Path) -> None:
+def test_ranks_end_with_the_process_that_holds_the_fleet(
+    run_dir: Path, started_here: Started
+) -> None:
     program = (
-        "import os, sys\nif os.environ['RANK'] == '0': sys.exit(93)\nos.kill(os.getpid(), 9)"
+        "import sys, time; from pathlib import Path\n"
+        "from trimtab.launch.local import LocalAllocation\n"
+        "from trimtab.launch.fleet import Fleet\n"
+        "run_dir = Path(sys.argv[1])\n"
+        "allocation = LocalAllocation(run_id=run_dir.name, lock_fd=None)\n"
+        "fleet = Fleet(allocation, run_dir=run_dir)\n"
+        "fleet.gather(allocation.acquire(1, exclude=()))\n"
+        "print('gathered', flush=True); time.sleep(600)"
     )
-    ranks = python_ranks(run_dir, program)
-    assert all_exits(ranks) == [
-        RankExit(rank=0, exit_code=93, signal=None),
-        RankExit(rank=1, exit_code=None, signal="SIGKILL"),
-    ]
-    assert ranks.poll() == ()
+    argv = [sys.executable, "-c", program, str(run_dir)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"gathered\n"
+        assert len(started_here()) == 2
+        process.kill()
+    while started_here():
+        time.sleep(0.05)
 
 
-def test_stopping_asks_and_killing_does_not(run_dir: Path) -> None:
-    program = (
-        "import os, signal, sys, time\n"
-        "if os.environ['RANK'] == '0': signal.signal(15, lambda *_: sys.exit(0))\n"
-        "else: signal.signal(15, signal.SIG_IGN)\n"
-        "print('ready')\n"
-        "while True: time.sleep(0.02)"
-    )
-    ranks = python_ranks(run_dir, program)
-    while not all("ready" in log_lines(run_dir, rank) for rank in (0, 1)):
-        time.sleep(0.02)
-    ranks.stop()
-    while ranks.running == (0, 1):
-        assert ranks.poll() in ((), (RankExit(rank=0, exit_code=0, signal=None),))
-    assert ranks.running == (1,)
-    ranks.kill()
-    assert all_exits(ranks) == [RankExit(rank=1, exit_code=None, signal="SIGKILL")]
-
-
-def test_a_rank_is_asked_to_end_when_its_starter_dies(run_dir: Path) -> None:
-    starter = (
-        "import os, subprocess, sys\n"
-        "from trimtab.launch import tether\n"
-        "child = subprocess.Popen([sys.executable, '-I', '-S', tether.__file__,"
-        " str(os.getpid()), 'sleep', '600'])\n"
-        "print(child.pid, flush=True)\n"
-        "while 'sleep' not in open(f'/proc/{child.pid}/comm').read(): pass\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    output = (run_dir / "child").open("w+")
-    with output:
-        subprocess.run([sys.executable, "-c", starter], stdout=output, check=False)
-        output.seek(0)
-        child = int(output.read())
-    while psutil.pid_exists(child) and psutil.Process(child).status() != "zombie":
-        time.sleep(0.02)
-
-
-def test_a_rank_whose_starter_is_gone_does_not_start(run_dir: Path) -> None:
-    command = [sys.executable, "-I", "-S", tether.__file__, "1", "touch", str(run_dir / "x")]
-    assert os.getpid() != 1
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (
-        1,
-        "the process that started this rank has died\n",
-    )
-    assert not (run_dir / "x").exists()
-
-
-def test_a_rank_that_cannot_be_started_is_a_failed_job(tmp_path: Path) -> None:
-    launcher = LocalLauncher(argv=("true",))
-    request = launcher.prepare(
-        job(), layout=Layout(dp=2), handle=HANDLE, run_dir=tmp_path / "missing"
-    )
-    with pytest.raises(JobFailedError, match="rank 0 could not be started"):
-        launcher.start(request, rendezvous=RENDEZVOUS)
+def test_a_local_job_has_nowhere_else_to_go() -> None:
+    allocation = LocalAllocation(run_id="r1", lock_fd=None)
+    assert not allocation.can_move
+    with pytest.raises(JobFailedError, match="this machine is the only one: a reason"):
+        allocation.go_elsewhere(exclude=(), reason="a reason")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.launch.logs import last_words, without_secrets
+from trimtab.launch.logs import LogTail, last_words, rank_log, without_secrets
 
 
 def test_the_last_words_are_the_last_twelve_lines(tmp_path: Path) -> None:
@@ -39,3 +39,33 @@ def test_values_of_secret_variables_are_blotted_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MONKEY_MODE", "1")
     text = "the keys 0123456789abcdef and hf_marker_marker, and 1 more"
     assert without_secrets(text) == "the keys *** and ***, and 1 more"
+
+
+def test_rank_logs_sort_by_rank() -> None:
+    assert rank_log(Path("/run"), 3) == Path("/run/logs/rank-0003.log")
+
+
+def test_a_tail_begins_with_what_is_new_and_waits_for_the_file(tmp_path: Path) -> None:
+    log, missing = tmp_path / "log", tmp_path / "missing"
+    log.write_text("old\n")
+    tail, other = LogTail(log), LogTail(missing)
+    assert (tail.read_new(), other.read_new()) == ("", "")
+    with log.open("a") as file:
+        file.write("new\n")
+    missing.write_text("there\n")
+    assert (tail.read_new(), other.read_new()) == ("new\n", "there\n")
+    assert tail.read_new() == ""
+
+
+def test_a_tail_tears_no_character_and_reads_on_where_it_stopped(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    tail = LogTail(log)
+    text = "ä\N{GRINNING FACE}x" * 30_000
+    log.write_text(text)
+    pieces = []
+    while piece := tail.read_new():
+        pieces.append(piece)
+    assert len(pieces) == 4  # of 64 KiB, of 210,000 bytes
+    assert "".join(pieces) == text
+    log.write_bytes(text.encode() + b"\xff")
+    assert tail.read_new() == "\N{REPLACEMENT CHARACTER}"

@@ -137,7 +137,7 @@ class Agent:
         try:
             self._reserved = socket.create_server((host, 0), family=family, backlog=4096)
         except OSError as error:
-            reason = f"it cannot listen on its own address {host}: {error.strerror}"
+            reason = f"it cannot listen on its own address: {error.strerror}"
             self._send(wire.NodeFailing(reason=reason))
             return
         self._send(wire.PortReserved(port=self._reserved.getsockname()[1]))
