@@ -70,6 +70,8 @@ class Controller:
         self._sinks: tuple[EventSink, ...] = ()
         self._sampler = GpuSampler(ProcessId.own().host)
         state = run.state()
+        if state.cancelled_s is not None:
+            self._wishes.cancel()  # asked of an earlier controller, which was killed meanwhile
         self._attempt = state.attempt
         self._supervisor = Supervisor(
             self._request.job.restart,

@@ -7,7 +7,6 @@ the time limit is near, or the scheduler wants the nodes back) are passed on to 
 What follows `--` is passed on too: the command that starts processes on the job's nodes.
 """
 
-import contextlib
 import signal
 import subprocess
 import sys
@@ -33,24 +32,19 @@ class Keeper:
         self._argv = argv
         self._held_fds = held_fds
         self._process: subprocess.Popen[bytes] | None = None
-        self._missed: list[int] = []
-        """Signals that came while no controller ran."""
+        self._asked: list[int] = []
+        """Signals that came: the next controller must know what was asked of the last."""
 
     def pass_on(self, number: int, _frame: FrameType | None) -> None:
         """Hand a signal to the controller; safe in a signal handler."""
-        if self._process is None or self._process.poll() is not None:
-            self._missed.append(number)
-            return
-        with contextlib.suppress(ProcessLookupError):
+        self._asked.append(number)
+        if self._process is not None:
             self._process.send_signal(number)
 
     def run(self) -> int:
         """The controller's own exit code, once it has one."""
         for kills in range(MAX_KILLS + 1):
-            self._process = self._start()
-            while self._missed:
-                self._process.send_signal(self._missed.pop())
-            code = self._process.wait()
+            code = self._start().wait()
             if code >= 0:
                 return code
             if kills < MAX_KILLS:
@@ -65,7 +59,10 @@ class Keeper:
         """Start the controller with our signals blocked: it lets them in when it can act."""
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
         try:
-            return subprocess.Popen(self._argv, pass_fds=tuple(self._held_fds))
+            self._process = subprocess.Popen(self._argv, pass_fds=tuple(self._held_fds))
+            for number in self._asked:
+                self._process.send_signal(number)
+            return self._process
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
