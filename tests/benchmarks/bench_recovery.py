@@ -42,7 +42,8 @@ from trimtab.core.events import (
     StepSummarized,
 )
 from trimtab.monitor.store import EventStore
-from trimtab.orchestrator.rundir import RunDir, find_run
+from trimtab.orchestrator.rundir import RunDir
+from trimtab.orchestrator.runs_folder import find_run
 
 CASES = {
     "local": ("kill-rank", "stop-rank", "kill-controller"),

@@ -63,7 +63,7 @@ def test_a_dry_run_shows_no_secret(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["submit"], "JOB: expected a job file (or --resume RUN), got nothing"),
+        (["submit"], "JOB: expected a job file, -- COMMAND or --resume RUN, got nothing"),
         (["submit", "no.yaml"], "no.yaml"),
         (["submit", "-s", "slurn", "no.yaml"], "--scheduler: unknown value 'slurn'"),
         (["submit", "--resume", "nope"], "--resume: there is no run 'nope'"),
@@ -184,7 +184,7 @@ def test_logs_are_those_of_all_ranks_or_of_one(
     assert text.startswith("ValueError: boom")
     assert text.count("\n") == 1
     assert main(["logs", run.job_id, "--controller"]) == 100
-    assert "3 ranks started" in capsys.readouterr().out
+    assert "attempt 1: 3 ranks on" in capsys.readouterr().out
     assert main(["logs", run.job_id, "--rank", "3"]) == 2
     assert "--rank: the job has ranks 0 to 2, got 3" in capsys.readouterr().err
 
@@ -276,23 +276,26 @@ def test_resuming_takes_overrides_and_no_job_file(
     resume = ["submit", "--resume", str(run.handle), "training.num_steps=9", "--dry-run"]
     assert main(resume) == 0
     request = serde.from_json(Request, capsys.readouterr().out)
-    assert request.handle == run.handle
+    assert request.run_id == run.job_id
     assert request.job.training.num_steps == 9
     assert run.state().attempt == 1
 
 
-def test_a_job_the_controller_loses_is_shown_as_failed(
+def test_a_job_whose_keeper_and_controller_are_killed_is_shown_as_failed(
     start: Start, appeared: Appeared, capsys: Capture
 ) -> None:
     run = start("all:slow:3")
     appeared(run.path / "slow-0")
-    owner = run.state().controller
-    assert owner is not None
-    os.kill(owner.pid, signal.SIGKILL)
-    while owner.is_alive:
-        time.sleep(0.02)
+    state = run.state()
+    assert state.controller is not None
+    assert state.keeper is not None
+    for process in (state.keeper, state.controller):
+        os.kill(process.pid, signal.SIGKILL)
+        while process.is_alive:
+            time.sleep(0.02)
     assert main(["status", run.job_id]) == 100
-    assert f"its controller (pid {owner.pid}) died" in capsys.readouterr().out
+    said = f"its controller (pid {state.controller.pid}) died"
+    assert said in capsys.readouterr().out
 
 
 def test_listing_imports_nothing_heavy() -> None:

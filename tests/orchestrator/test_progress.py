@@ -72,15 +72,31 @@ def test_a_finished_run_can_be_followed_too(start: Start, ended: Ended) -> None:
     assert "4.9000 at step 1, 4.8000 at 2" in text
 
 
-def test_a_dead_controller_ends_the_following(start: Start, appeared: Appeared) -> None:
+def test_a_job_without_keeper_and_controller_ends_the_following(
+    start: Start, appeared: Appeared
+) -> None:
     run = start("all:slow:3")
     appeared(run.path / "slow-0")
-    owner = run.state().controller
-    assert owner is not None
-    os.kill(owner.pid, signal.SIGKILL)
+    state = run.state()
+    assert state.controller is not None
+    assert state.keeper is not None
+    os.kill(state.keeper.pid, signal.SIGKILL)
+    os.kill(state.controller.pid, signal.SIGKILL)
     exit_code, text = followed(run)
     assert exit_code == 1
-    assert f"its controller (pid {owner.pid}) died" in text
+    assert f"its controller (pid {state.controller.pid}) died" in text
+
+
+def test_the_following_goes_on_over_a_restart(start: Start) -> None:
+    run = start("1:kill:5", max_restarts=1)
+    exit_code, text = followed(run)
+    assert exit_code == 0
+    assert "rank 1 ended (killed by SIGKILL)" in text
+    assert "attempt 1 ended: starting again from the last checkpoint" in text
+    assert "attempt 2 on " in text
+    assert "going on after step 4, from " in text
+    assert "succeeded (after " in text
+    assert "  rank 1 " not in text  # its failure is over
 
 
 def test_ctrl_c_leaves_the_job_running(start: Start, appeared: Appeared) -> None:

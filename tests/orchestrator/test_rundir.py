@@ -15,11 +15,9 @@ from trimtab.orchestrator.rundir import (
     RunDir,
     RunIdTakenError,
     RunState,
-    find_run,
-    list_runs,
     request_text,
-    runs_root,
 )
+from trimtab.orchestrator.runs_folder import find_run, list_runs, runs_root
 from trimtab.orchestrator.submission import PreparedJob
 
 Prepare = Callable[..., PreparedJob]
@@ -56,7 +54,7 @@ def test_what_is_written_is_read_back(prepare: Prepare, small_plan: JobPlan) -> 
     assert run.request() == prepared.request
     assert run.plan() == small_plan
     assert run.state() == PENDING
-    assert run.handle == prepared.request.handle
+    assert str(run.handle) == f"local://{prepared.request.run_id}"
 
 
 def test_the_request_file_is_what_a_dry_run_prints(run: RunDir) -> None:
@@ -194,7 +192,7 @@ def test_the_nearest_run_is_suggested(runs: Path, text: str) -> None:
         find_run(text)
 
 
-@pytest.mark.parametrize("text", ["", "slurm://1", "local://../secrets", "local://.."])
+@pytest.mark.parametrize("text", ["", "slurn://1", "local://../secrets", "local://.."])
 def test_a_handle_that_cannot_be_one_is_wrong_input(runs: Path, text: str) -> None:
     with pytest.raises(InputError, match="handle"):
         find_run(text)

@@ -19,18 +19,18 @@ from trimtab.core.events import AttemptStarted, CheckpointSaved, RunResumed, Ste
 from trimtab.core.job import CheckpointSpec, JobSpec, JobState, TelemetrySpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import DegreeBandwidth, StepProfile
-from trimtab.launch.local import LocalLauncher
+from trimtab.launch.local import LocalScheduler
 from trimtab.monitor import sinks
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import run_lock, submission
 from trimtab.orchestrator.cli.main import main
+from trimtab.orchestrator.resumption import resumed_job
 from trimtab.orchestrator.rundir import START_TIMEOUT_S, RunDir, RunState
 from trimtab.orchestrator.submission import (
     PreparedJob,
     cancel_run,
     prepare_job,
     prepare_resume,
-    resumed_job,
     slug,
 )
 
@@ -38,7 +38,7 @@ Prepare = Callable[..., PreparedJob]
 Start = Callable[..., RunDir]
 Ended = Callable[[RunDir], RunState]
 Appeared = Callable[[Path], Path]
-RankPrograms = Callable[..., LocalLauncher]
+RankPrograms = Callable[..., LocalScheduler]
 
 HOSTILE_NAMES = [
     "$(touch pwned); rm -rf /",
@@ -74,9 +74,9 @@ def test_preparing_decides_everything_and_writes_nothing(
     prepared = prepare_job(planned_job)
     assert not runs.exists()
     request = prepared.request
-    assert Path(request.run_dir) == runs / request.handle.job_id
+    assert Path(request.run_dir) == runs / request.run_id
     assert request.layout.dp == 3
-    assert request.argv[1:] == ("-m", "trimtab.orchestrator.rank", request.run_dir)
+    assert request.argv[1:] == ("-P", "-m", "trimtab.orchestrator.rank", request.run_dir)
     assert prepared.plan.layout.num_ranks == 3
 
 
@@ -133,10 +133,10 @@ def test_a_slug_is_plain(name: str, expected: str) -> None:
 
 
 def test_an_id_that_is_taken_gets_a_number(runs: Path) -> None:
-    first = submission.new_handle("demo", root=runs)
-    (runs / first.job_id).mkdir(parents=True)
-    second = submission.new_handle("demo", root=runs)
-    assert second.job_id != first.job_id
+    first = submission.new_run_id("demo", root=runs)
+    (runs / first).mkdir(parents=True)
+    second = submission.new_run_id("demo", root=runs)
+    assert second != first
 
 
 def test_a_layout_the_worker_cannot_run_is_refused_before_planning(small_job: JobSpec) -> None:
@@ -194,8 +194,8 @@ def test_a_controller_that_cannot_start_is_told_with_its_last_words(
     monkeypatch.setenv("PYTHONHOME", "/no/such/python")
     with pytest.raises(JobFailedError, match=r"did not start: .*"):
         submission.submit_prepared(prepared)
-    run = RunDir.open(Path(prepared.request.run_dir))
-    assert run.state().state is JobState.FAILED
+    state = RunDir.open(Path(prepared.request.run_dir)).state()
+    assert (state.state, state.exit_code) == (JobState.FAILED, 1)
 
 
 def test_a_job_the_controller_refuses_is_wrong_input(
@@ -221,7 +221,7 @@ def test_a_failed_run_goes_on_from_its_checkpoint_in_the_same_directory(
     run = start("2:kill:5")
     assert ended(run).state is JobState.FAILED
     again = submission.resume_job(
-        run, ["training.num_steps=8"], launcher=rank_programs("2:kill:5")
+        run, ["training.num_steps=8"], scheduler=rank_programs("2:kill:5")
     )
     assert again == run
     state = ended(run)
@@ -342,7 +342,8 @@ def test_the_controller_outlives_the_session_that_started_it(
 ) -> None:
     run = start("all:slow:3")
     appeared(run.path / "slow-0")
-    owner = run.observed(time.time()).controller
-    assert owner is not None
-    assert os.getsid(owner.pid) == owner.pid
-    assert os.getsid(owner.pid) != os.getsid(0)
+    state = run.observed(time.time())
+    assert state.controller is not None
+    assert state.keeper is not None
+    assert os.getsid(state.controller.pid) == state.keeper.pid
+    assert os.getsid(state.controller.pid) != os.getsid(0)

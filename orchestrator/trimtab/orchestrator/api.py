@@ -16,7 +16,14 @@ from pathlib import Path
 
 from trimtab.core.batch import BatchProfile
 from trimtab.core.errors import InputError
-from trimtab.core.job import DataSpec, JobHandle, JobSpec, Request
+from trimtab.core.job import (
+    DataSpec,
+    JobHandle,
+    JobSpec,
+    Request,
+    SchedulerName,
+    ScriptSpec,
+)
 from trimtab.core.plan import JobPlan, Layout, StepPlan
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import counted
@@ -163,8 +170,8 @@ def best_uniform_step(
     return min(plans, key=lambda step: step.step_s, default=None)
 
 
-def prepare(job: JobSpec) -> Request:
-    """What `submit` would start: a dry run; writes and starts nothing.
+def prepare(job: JobSpec | ScriptSpec, *, scheduler: SchedulerName = "local") -> Request:
+    """What `submit` would start: a dry run; writes and starts nothing, asks nobody.
 
     Raises:
         InputError: The worker cannot run such a job.
@@ -172,20 +179,20 @@ def prepare(job: JobSpec) -> Request:
     """
     from trimtab.orchestrator import submission
 
-    return submission.prepare_job(job).request
+    return submission.prepare_job(job, scheduler=scheduler).request
 
 
-def submit(job: JobSpec) -> JobHandle:
-    """Start a job on this machine and return once its controller is up.
+def submit(job: JobSpec | ScriptSpec, *, scheduler: SchedulerName = "local") -> JobHandle:
+    """Submit a job, or a script, and return once it is up here or queued there.
 
     Raises:
-        InputError: The worker cannot run such a job.
+        InputError: The worker cannot run such a job, or the cluster refuses it.
         InfeasibleError: No layout fits.
         JobFailedError: The controller did not come up.
     """
     from trimtab.orchestrator import submission
 
-    return submission.submit_job(job).handle
+    return submission.submit_job(job, scheduler=scheduler).handle
 
 
 def resume(handle: JobHandle | str, overrides: Sequence[str] = ()) -> JobHandle:
@@ -200,9 +207,10 @@ def resume(handle: JobHandle | str, overrides: Sequence[str] = ()) -> JobHandle:
         InputError: The job is still running or complete, or an override is not allowed.
         RunDirError: The job is missing, broken or of another version.
     """
-    from trimtab.orchestrator import rundir, submission
+    from trimtab.orchestrator import submission
+    from trimtab.orchestrator.runs_folder import find_run
 
-    return submission.resume_job(rundir.find_run(str(handle)), overrides).handle
+    return submission.resume_job(find_run(str(handle)), overrides).handle
 
 
 def load_lengths(

@@ -1,7 +1,7 @@
 """How runs stand: what their directories say, and what their schedulers say of the unfinished.
 
 A finished run is told by its `state.json` alone. Of the others Slurm and Ray are asked, all
-jobs in one question, and what they answered is believed for `VIEW_AGE_S`.
+jobs in one question, and what they answered is believed for `ANSWER_AGE_S`.
 """
 
 import time
@@ -13,11 +13,12 @@ from typing import Final
 from trimtab.core.errors import ExitCode, InputError, RunDirError
 from trimtab.core.job import JobHandle, JobState
 from trimtab.launch.api import SchedulerView
-from trimtab.orchestrator.rundir import RunDir, RunState, list_runs
+from trimtab.orchestrator.rundir import RunDir, RunState
+from trimtab.orchestrator.runs_folder import list_runs
 from trimtab.orchestrator.schedulers import scheduler_of
 
-VIEW_AGE_S: Final = 2.0
-_FORGOTTEN_AFTER_S: Final = 10.0
+ANSWER_AGE_S: Final = 2.0
+FORGOTTEN_AFTER_S: Final = 10.0
 """A scheduler that does not know a job this long after its submission never will again."""
 
 
@@ -32,8 +33,23 @@ class Observed:
     """Why the scheduler could not be asked."""
 
 
-_views: dict[JobHandle, tuple[float, SchedulerView | None, str]] = {}
-"""Answers by handle, with the moment they were given."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a scheduler said of a job, or why it could not be asked."""
+
+    handle: JobHandle
+    view: SchedulerView | None = None
+    """None: it does not know the job."""
+    trouble: str = ""
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the job has ended as far as the scheduler knows."""
+        return not self.trouble and (self.view is None or self.view.state.is_final)
+
+
+_answers: dict[JobHandle, tuple[float, Answer]] = {}
+"""The last answers, with the moments they were given."""
 
 
 def observe(run: RunDir) -> Observed:
@@ -42,15 +58,23 @@ def observe(run: RunDir) -> Observed:
 
 
 def observe_all(runs: Sequence[tuple[RunDir, RunState]]) -> list[Observed]:
-    """How runs stand, given what their `state.json` says; one question for each scheduler."""
-    now_s = time.time()
-    handles = {
-        run.path: run.handle
+    """How runs stand, given what their `state.json` says; one question for each cluster."""
+    asked = {
+        run.path: (run, run.handle)
         for run, state in runs
         if state.scheduler != "local" and not state.state.is_final
     }
-    _ask(handles.values())
-    return [_combined(run, state, handles.get(run.path), now_s=now_s) for run, state in runs]
+    answers = _answers_about(asked.values())
+    now_s = time.time()
+    observed = []
+    for run, state in runs:
+        answer = answers.get(run.path)
+        if answer is not None and answer.is_end:
+            # Its controller may have told the end, or moved it, while the scheduler was asked.
+            state = run.state()
+            answer = answer if run.handle == answer.handle else None
+        observed.append(combined(state, answer, now_s=now_s))
+    return observed
 
 
 def observe_runs(root: Path, *, limit: int) -> list[tuple[RunDir, Observed | RunDirError]]:
@@ -69,63 +93,75 @@ def observe_runs(root: Path, *, limit: int) -> list[tuple[RunDir, Observed | Run
     ]
 
 
-def _ask(handles: Iterable[JobHandle]) -> None:
-    """Bring the answers about `handles` up to date."""
-    now_s = time.monotonic()
-    stale = [
-        handle
-        for handle in handles
-        if handle.scheduler != "local"
-        and (handle not in _views or now_s - _views[handle][0] > VIEW_AGE_S)
-    ]
-    for name in {handle.scheduler for handle in stale}:
-        asked = [handle for handle in stale if handle.scheduler == name]
-        try:
-            views, trouble = scheduler_of(name).views(asked), ""
-        except InputError as error:
-            views, trouble = {}, str(error)
-        for handle in asked:
-            _views[handle] = (now_s, views.get(handle), trouble)
+def combined(state: RunState, answer: Answer | None, *, now_s: float) -> Observed:
+    """How a run stands, from what its directory and its scheduler say. Pure.
 
-
-def _combined(
-    run: RunDir, state: RunState, handle: JobHandle | None, *, now_s: float
-) -> Observed:
+    Args:
+        state: Of `state.json`, read after the scheduler was asked where that says it has ended.
+        answer: The scheduler's; None: it was not asked.
+        now_s: The time, in seconds since the Unix epoch.
+    """
     if state.scheduler == "local" or state.state.is_final:
         return Observed(state=state.observed(now_s))
-    if handle is None or handle not in _views:
-        return Observed(state=state)  # it is being handed to its scheduler just now
-    _, view, trouble = _views[handle]
-    if trouble:
-        return Observed(state=state, trouble=trouble)
+    if answer is None:
+        return Observed(state=state)
+    if answer.trouble:
+        return Observed(state=state, trouble=answer.trouble)
+    name, view = state.scheduler.capitalize(), answer.view
     if view is None:
-        if now_s - state.submitted_s < _FORGOTTEN_AFTER_S:
+        if now_s - state.submitted_s < FORGOTTEN_AFTER_S:
             return Observed(state=state)
-        reason = f"{handle.scheduler} does not know {handle} any more, and it left no word"
-        return _without_word(run, state, view=None, final=JobState.FAILED, reason=reason)
+        reason = f"{name} does not know {answer.handle} any more, and it left no word"
+        return Observed(state=_ended(state, JobState.FAILED, reason))
     if view.state.is_final:
-        reason = f"{handle.scheduler} says {view.native_state}"
-        if view.reason:
-            reason += f": {view.reason}"
+        reason = f"{name} says {view.native_state}"
+        reason += f": {view.reason}" if view.reason else ""
         final = JobState.CANCELLED if view.state is JobState.CANCELLED else JobState.FAILED
-        return _without_word(run, state, view=view, final=final, reason=reason)
+        return Observed(state=_ended(state, final, reason), view=view)
     if view.state is JobState.PENDING:
-        waits = f"{state.reason}; {view.reason}" if state.num_restarts else view.reason
-        return Observed(
-            state=replace(state, state=JobState.PENDING, reason=waits or state.reason),
-            view=view,
-        )
+        waits = (state.reason if state.num_restarts else "", view.reason)
+        reason = "; ".join(filter(None, waits)) or state.reason
+        pending = replace(state, state=JobState.PENDING, reason=reason)
+        return Observed(state=pending, view=view)
     return Observed(state=state, view=view)
 
 
-def _without_word(
-    run: RunDir, state: RunState, *, view: SchedulerView | None, final: JobState, reason: str
-) -> Observed:
-    """The end of a job whose controller did not tell it, unless it has just done so."""
-    latest = run.state()
-    if latest != state and (latest.state.is_final or latest.controller != state.controller):
-        return Observed(state=latest, view=view)
-    if latest.cancelled_s is not None:
+def _ended(state: RunState, final: JobState, reason: str) -> RunState:
+    """The end of a job whose controller did not tell it."""
+    if state.cancelled_s is not None:
         final = JobState.CANCELLED
-    ended = replace(latest, state=final, reason=reason, exit_code=int(ExitCode.JOB_FAILED))
-    return Observed(state=ended, view=view)
+    return replace(state, state=final, reason=reason, exit_code=int(ExitCode.JOB_FAILED))
+
+
+def _answers_about(runs: Iterable[tuple[RunDir, JobHandle]]) -> dict[Path, Answer]:
+    """The scheduler's word on each run that has one, by run directory; asked if need be."""
+    now_s = time.monotonic()
+    queued = {run.path: handle for run, handle in runs if handle.scheduler != "local"}
+    clusters: dict[tuple[str, str | None], list[JobHandle]] = {}
+    for path, handle in queued.items():
+        if handle in _answers and now_s - _answers[handle][0] <= ANSWER_AGE_S:
+            continue
+        try:
+            cluster = (handle.scheduler, _address(RunDir(path), handle))
+        except RunDirError as error:
+            _answers[handle] = (now_s, Answer(handle=handle, trouble=str(error)))
+        else:
+            clusters.setdefault(cluster, []).append(handle)
+    for (_, address), handles in clusters.items():
+        for answer in _ask(handles, address=address):
+            _answers[answer.handle] = (now_s, answer)
+    return {path: _answers[handle][1] for path, handle in queued.items()}
+
+
+def _ask(handles: Sequence[JobHandle], *, address: str | None) -> list[Answer]:
+    """What one cluster says of jobs of one scheduler."""
+    try:
+        views = scheduler_of(handles[0].scheduler, address=address).views(handles)
+    except InputError as error:
+        return [Answer(handle=handle, trouble=str(error)) for handle in handles]
+    return [Answer(handle=handle, view=views.get(handle)) for handle in handles]
+
+
+def _address(run: RunDir, handle: JobHandle) -> str | None:
+    """Where the cluster is that the run was submitted to; Slurm has one for a machine."""
+    return run.request().job.ray.address if handle.scheduler == "ray" else None

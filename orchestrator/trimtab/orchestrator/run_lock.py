@@ -30,6 +30,12 @@ def held(run: RunDir) -> Iterator[int]:
         yield file.fileno()
 
 
+def is_free(run: RunDir) -> bool:
+    """Whether no process of the run lives any more on this machine."""
+    with run.lock.open("a") as file:
+        return locks.try_lock(file.fileno(), wait_s=0.0)
+
+
 def _refusal(run: RunDir) -> str:
     pids = " ".join(str(pid) for pid in locks.holders(run.lock))
     who = f"the processes {pids}" if pids else "processes that cannot be seen from here"

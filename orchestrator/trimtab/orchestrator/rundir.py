@@ -11,10 +11,8 @@
 Only the controller writes `state.json` once it runs. The directory is its owner's alone (0700).
 """
 
-import difflib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -29,7 +27,7 @@ from trimtab.orchestrator.liveness import ProcessId
 START_TIMEOUT_S: Final = 60.0
 """A submitted job whose controller has not come up after this long never will."""
 
-_HANDLES: Final = ".handles"
+HANDLES: Final = ".handles"
 """Folder beside the runs: a file for each handle, which holds the run's id."""
 
 T = TypeVar("T")
@@ -115,7 +113,7 @@ class RunDir:
             run.checkpoints.mkdir()
         except OSError as error:
             if run.path.parent.exists() and not run.path.parent.is_dir():
-                raise RunDirError(_not_a_folder(run.path.parent)) from error
+                raise RunDirError(not_a_folder_message(run.path.parent)) from error
             raise RunDirError(
                 f"{run.path}: cannot make the run directory: {error.strerror}; set "
                 "TRIMTAB_RUNS_DIR to a folder that can be written"
@@ -135,7 +133,7 @@ class RunDir:
             RunDirError: It was written by another version, or its state is damaged.
         """
         run = cls(path.absolute())
-        if not run._has_state():
+        if not run.has_state:
             raise NoSuchRunError(f"{path}: expected a run directory, but it has no state.json")
         run.state()
         return run
@@ -152,12 +150,22 @@ class RunDir:
 
     @property
     def handles(self) -> tuple[JobHandle, ...]:
-        """Every name a scheduler has given it, the current one last."""
+        """Every name a scheduler has given it, the current one last.
+
+        Raises:
+            RunDirError: The file of them is damaged.
+        """
         try:
             lines = self._handle_path.read_text(encoding="utf-8").splitlines()
+            return tuple(JobHandle.parse(line) for line in lines)
         except FileNotFoundError:
             return ()
-        return tuple(JobHandle.parse(line) for line in lines)
+        except OSError as error:
+            raise RunDirError(
+                f"{self._handle_path}: cannot be read: {error.strerror}"
+            ) from error
+        except (ValueError, InputError) as error:
+            raise RunDirError(f"{self._handle_path}: damaged: {error}") from error
 
     def add_handle(self, handle: JobHandle) -> None:
         """Note the name that a scheduler has given the run, for `find_run` too."""
@@ -165,9 +173,9 @@ class RunDir:
             return
         with self._handle_path.open("a", encoding="utf-8") as file:
             file.write(f"{handle}\n")
-        index = self.path.parent / _HANDLES
+        index = self.path.parent / HANDLES
         index.mkdir(mode=0o700, exist_ok=True)
-        _write(index / _index_name(handle), f"{self.job_id}\n")
+        _write(index / index_name(handle), f"{self.job_id}\n")
 
     @property
     def logs(self) -> Path:
@@ -207,7 +215,7 @@ class RunDir:
         return _read(self._state_path, RunState)
 
     def observed(self, now_s: float) -> RunState:
-        """The state, or FAILED where the controller has died without a word."""
+        """A local run's state, or FAILED where its controller has died without a word."""
         return self.state().observed(now_s)
 
     def write_request(self, request: Request) -> None:
@@ -231,7 +239,9 @@ class RunDir:
         """Replace `state.json`: a reader sees the old or the new one, never half of one."""
         _write(self._state_path, serde.to_json(state, indent=2) + "\n")
 
-    def _has_state(self) -> bool:
+    @property
+    def has_state(self) -> bool:
+        """Whether it is a run directory; RunDirError where that cannot be read."""
         try:
             return self._state_path.is_file()
         except OSError as error:
@@ -250,140 +260,22 @@ class RunDir:
         return self.path / "state.json"
 
 
+def index_name(handle: JobHandle) -> str:
+    """The file in `HANDLES` that stands for a handle."""
+    return f"{handle.scheduler}-{handle.job_id}"
+
+
 def request_text(request: Request) -> str:
     """A request as a dry run prints it and `request.json` holds it."""
     return serde.to_json(request, indent=2) + "\n"
 
 
-def runs_root() -> Path:
-    """The folder of all run directories: `$TRIMTAB_RUNS_DIR`, or `~/.trimtab/runs`."""
-    configured = os.environ.get("TRIMTAB_RUNS_DIR")
-    root = Path(configured) if configured else Path.home() / ".trimtab" / "runs"
-    return root.expanduser().absolute()
-
-
-def run_ids(root: Path) -> list[str]:
-    """Ids of all runs under `root`, newest first: an id begins with its time.
-
-    Raises:
-        RunDirError: `root` is not a folder, or cannot be read.
-    """
-    try:
-        names = [path.name for path in root.iterdir()]
-    except FileNotFoundError:
-        return []
-    except NotADirectoryError as error:
-        raise RunDirError(_not_a_folder(root)) from error
-    except OSError as error:
-        raise RunDirError(
-            f"{root}: the folder of the runs cannot be read: {error.strerror}; set "
-            "TRIMTAB_RUNS_DIR to another"
-        ) from error
-    return sorted((name for name in names if not name.startswith(".")), reverse=True)
-
-
-def list_runs(root: Path, *, limit: int) -> Iterator[tuple[str, RunState | RunDirError]]:
-    """Id and state of the newest runs, newest first; of a broken run, what is wrong with it.
-
-    Args:
-        root: The folder of the run directories.
-        limit: At most this many; 0 for all.
-    """
-    num_found = 0
-    for job_id in run_ids(root):
-        if limit and num_found == limit:
-            return
-        run = RunDir(root / job_id)
-        try:
-            if not run._has_state():
-                continue
-            found: RunState | RunDirError = run.state()
-        except RunDirError as error:
-            found = error
-        num_found += 1
-        yield job_id, found
-
-
-def find_run(text: str, *, root: Path | None = None) -> RunDir:
-    """The run that a person means by a handle, an id, the beginning of one, or a path.
-
-    Args:
-        text: `local://ID`, `slurm://1234`, `ray://ID`, the run's own `ID`, the beginning of
-            exactly one id, or a run directory.
-        root: The folder of the run directories; None: `runs_root()`.
-
-    Raises:
-        NoSuchRunError: There is none; the message names the nearest.
-        InputError: The beginning fits several.
-        RunDirError: It was written by another version, or is damaged.
-    """
-    if "://" in text:
-        text = _run_of_handle(JobHandle.parse(text), root=root or runs_root())
-    elif os.sep in text or text in (".", ".."):
-        return RunDir.open(Path(text))
-    if not text:
-        raise InputError("handle: expected a handle, an id or a run directory, got nothing")
-    root = root or runs_root()
-    ids = run_ids(root)
-    matches = [text] if text in ids else [name for name in ids if name.startswith(text)]
-    if len(matches) == 1:
-        return RunDir.open(root / matches[0])
-    if matches:
-        raise InputError(
-            f"handle: {text!r} is the beginning of {len(matches)} runs: {_some(matches)}"
-        )
-    raise NoSuchRunError(_no_such_run(text, ids=ids, root=root))
-
-
-def _run_of_handle(handle: JobHandle, *, root: Path) -> str:
-    """Id of the run that a scheduler knows by `handle`."""
-    if handle.scheduler == "local":
-        return handle.job_id
-    try:
-        return (root / _HANDLES / _index_name(handle)).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise NoSuchRunError(
-            f"there is no run {str(handle)!r} in {root}; see `trimtab list`"
-        ) from error
-
-
-def _index_name(handle: JobHandle) -> str:
-    return f"{handle.scheduler}-{handle.job_id}"
-
-
-def newest_run() -> RunDir:
-    """The newest run under `runs_root()`, a broken one too.
-
-    Raises:
-        NoSuchRunError: There is none yet.
-        RunDirError: It was written by another version, or is damaged.
-    """
-    root = runs_root()
-    for job_id, _ in list_runs(root, limit=1):
-        return RunDir.open(root / job_id)
-    raise NoSuchRunError(
-        f"there is no run in {root} yet; to start one: trimtab submit JOB.yaml"
-    )
-
-
-def _not_a_folder(root: Path) -> str:
+def not_a_folder_message(root: Path) -> str:
+    """What to say where the folder of the runs is something else."""
     return (
         f"{root}: expected the folder of the runs, but this is not a folder; set "
         "TRIMTAB_RUNS_DIR to one that can be written"
     )
-
-
-def _no_such_run(text: str, *, ids: list[str], root: Path) -> str:
-    if not ids:
-        return f"there is no run {text!r}: {root} holds none yet"
-    nearest = difflib.get_close_matches(text, ids, n=3, cutoff=0.5)
-    nearest += [job_id for job_id in ids if text in job_id and job_id not in nearest]
-    hint = f"did you mean {_some(nearest)}?" if nearest else f"the newest are {_some(ids)}"
-    return f"there is no run {text!r} in {root}; {hint} See `trimtab list`"
-
-
-def _some(ids: list[str]) -> str:
-    return ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
 
 
 def _make_new(path: Path) -> None:

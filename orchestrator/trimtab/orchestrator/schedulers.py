@@ -3,15 +3,20 @@
 import sys
 from typing import Final
 
-from trimtab.core.job import SchedulerName
+from trimtab.core.job import Request, SchedulerName
 from trimtab.launch.api import Scheduler
 
 RANK_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.rank")
 KEEPER_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.keeper")
 
 
-def scheduler_of(name: SchedulerName) -> Scheduler:
-    """A scheduler; Slurm's and Ray's modules are read only where they are used."""
+def scheduler_of(name: SchedulerName, *, address: str | None = None) -> Scheduler:
+    """A scheduler; Slurm's and Ray's modules are read only where they are used.
+
+    Args:
+        name: Which.
+        address: Of a Ray cluster that jobs are looked after on; None: of the environment.
+    """
     match name:
         case "local":
             from trimtab.launch.local import LocalScheduler
@@ -24,4 +29,11 @@ def scheduler_of(name: SchedulerName) -> Scheduler:
         case "ray":
             from trimtab.launch.ray.scheduler import RayScheduler
 
-            return RayScheduler(rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND)
+            return RayScheduler(
+                rank_argv=RANK_COMMAND, keeper_argv=KEEPER_COMMAND, address=address
+            )
+
+
+def scheduler_for(request: Request) -> Scheduler:
+    """The scheduler that a run was submitted to, on its own cluster."""
+    return scheduler_of(request.scheduler, address=request.job.ray.address)

@@ -6,7 +6,6 @@ Nothing exists on disk until it is submitted.
 
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -16,50 +15,36 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from trimtab.core import serde
 from trimtab.core.errors import (
     ExitCode,
     InputError,
     JobFailedError,
     MissingExtraError,
-    RunDirError,
     TrimtabError,
-    unknown_name_message,
 )
-from trimtab.core.events import CheckpointSaved
 from trimtab.core.job import JobSpec, JobState, Request, SchedulerName, ScriptSpec
 from trimtab.core.plan import JobPlan, Layout
 from trimtab.launch.api import Scheduler
 from trimtab.launch.logs import last_words
-from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import run_lock
 from trimtab.orchestrator.observation import observe
+from trimtab.orchestrator.resumption import check_can_go_on, resumed_job
 from trimtab.orchestrator.rundir import (
     START_TIMEOUT_S,
     RunDir,
     RunIdTakenError,
     RunState,
     request_text,
-    run_ids,
-    runs_root,
 )
-from trimtab.orchestrator.schedulers import scheduler_of
+from trimtab.orchestrator.runs_folder import run_ids, runs_root
+from trimtab.orchestrator.schedulers import scheduler_for, scheduler_of
 
 _RANK_PACKAGES: Final = ("torch", "megatron")
 """What a rank imports and the base install has not."""
 _SLUG_CHARS: Final = 40
 _POLL_S: Final = 0.05
-_RESUME_KEYS: Final = (
-    "training.num_steps",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "telemetry.wandb_project",
-    "telemetry.gpu_sample_s",
-    "telemetry.silent_rank_s",
-)
-"""What may change when a run goes on: anything else would make it another run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +67,15 @@ def prepare_job(
     *,
     scheduler: Scheduler | SchedulerName = "local",
     root: Path | None = None,
+    run_id: str | None = None,
 ) -> PreparedJob:
     """Decide everything about a new run: layout, forecast, id, what the scheduler is given.
 
     Args:
         job: The job; where it has no layout, its ranks share the data (`dp=num_ranks`).
         scheduler: Where it shall run, by name with Trimtab's own ranks.
-        root: The folder of the run directories; None: `rundir.runs_root()`.
+        root: The folder of the run directories; None: `runs_folder.runs_root()`.
+        run_id: Of the run; None: a new one.
 
     Raises:
         InputError: The worker cannot run the job, or its data are missing or empty.
@@ -98,7 +85,7 @@ def prepare_job(
     """
     root = (root or runs_root()).absolute()
     run_ids(root)  # raises where it is no folder of runs
-    run_dir = root / new_run_id(job.name, root=root)
+    run_dir = root / (run_id or new_run_id(job.name, root=root))
     if isinstance(scheduler, str):
         scheduler = scheduler_of(scheduler)
     if isinstance(job, ScriptSpec):
@@ -116,7 +103,7 @@ def prepare_resume(
 
     Args:
         run: The run; it must not be running.
-        overrides: `a.b=c` entries; see `resumed_job`.
+        overrides: `a.b=c` entries; see `resumption.resumed_job`.
         scheduler: None: the run's, with Trimtab's own ranks.
 
     Raises:
@@ -124,31 +111,14 @@ def prepare_resume(
             allowed.
         RunDirError: Its directory is damaged, or cannot be written.
     """
-    state = observe(run).state
-    request = run.request()
-    if not state.state.is_final:
-        raise InputError(
-            f"{run.handle} is still {state.state.value}; to end it: trimtab cancel {run.handle}"
-        )
-    scheduler = scheduler or scheduler_of(request.scheduler)
-    attempt = state.attempt + 1
-    if isinstance(request.job, ScriptSpec):
-        again = scheduler.prepare(request.job, layout=None, run_dir=run.path)
-        return PreparedJob(request=again, plan=None, attempt=attempt)
+    state, request = observe(run).state, run.request()
     job = resumed_job(request.job, overrides)
-    if (
-        state.state is JobState.SUCCEEDED
-        and job.training.num_steps <= request.job.training.num_steps
-    ):
-        raise InputError(
-            f"{run.handle} has done all its {request.job.training.num_steps} steps; to go on, "
-            "add training.num_steps=MORE"
-        )
-    _check_can_go_on(run)
+    check_can_go_on(run, state, job)
+    scheduler = scheduler or scheduler_for(request)
     return PreparedJob(
         request=scheduler.prepare(job, layout=request.layout, run_dir=run.path),
-        plan=run.plan(),
-        attempt=attempt,
+        plan=run.plan() if isinstance(job, JobSpec) else None,
+        attempt=state.attempt + 1,
     )
 
 
@@ -216,28 +186,52 @@ def submit_job(
             continue
 
 
+def prepare_array(jobs: Mapping[int, JobSpec | ScriptSpec]) -> dict[int, PreparedJob]:
+    """Decide about every task of a Slurm job array, which share one script.
+
+    Args:
+        jobs: The job of every task, by the task's number.
+
+    Raises:
+        TrimtabError: As `prepare_job`; or tasks ask Slurm for different things.
+    """
+    scheduler = scheduler_of("slurm")
+    first_task, first_job = next(iter(jobs.items()))
+    run_id = new_run_id(first_job.name, root=runs_root())
+    prepared: dict[int, PreparedJob] = {}
+    decided: dict[JobSpec | ScriptSpec, PreparedJob] = {}
+    for task, job in jobs.items():
+        if job not in decided:
+            decided[job] = prepare_job(job, scheduler=scheduler, run_id=run_id)
+        prepared[task] = decided[job]
+        if prepared[task].text != prepared[first_task].text:
+            raise InputError(
+                f"slurm.array: task {task} asks Slurm for something else than task "
+                f"{first_task}, but an array has one script; leave %a out of name, num_ranks, "
+                "num_nodes, restart and slurm"
+            )
+    return prepared
+
+
 def submit_array(jobs: Mapping[int, JobSpec | ScriptSpec]) -> list[RunDir]:
     """Submit a Slurm job array: one script, and a run for each of its tasks.
 
     Args:
-        jobs: The job of every task, by the task's number; all ask for the same nodes.
+        jobs: The job of every task, by the task's number.
 
     Raises:
-        TrimtabError: As `prepare_job` and `submit_prepared`; nothing is left of any task.
+        TrimtabError: As `prepare_array` and `submit_prepared`; nothing is left of any task.
     """
     from trimtab.launch.slurm.script import array_member
 
     scheduler = scheduler_of("slurm")
-    prepared = {task: prepare_job(job, scheduler=scheduler) for task, job in jobs.items()}
+    prepared = prepare_array(jobs)
     base = next(iter(prepared.values())).request
     scheduler.check(base)
     runs: dict[int, RunDir] = {}
     try:
         for task, each in prepared.items():
-            alike = replace(
-                each.request, run_dir=base.run_dir, submission=base.submission, argv=base.argv
-            )
-            member = array_member(alike, task)
+            member = array_member(each.request, task)
             runs[task] = RunDir.create(member, plan=each.plan, state=_first_state(member))
         handle = scheduler.submit(base, lock_fd=None)
     except TrimtabError:
@@ -269,8 +263,8 @@ def cancel_run(run: RunDir) -> RunState:
     state = observe(run).state
     if state.state.is_final:
         return state
-    if run.request().scheduler != "local":
-        scheduler = scheduler_of(run.request().scheduler)
+    if state.scheduler != "local":
+        scheduler = scheduler_for(run.request())
         scheduler.cancel(run.handle, at_once=state.cancelled_s is not None)
         return state
     if state.controller is None:
@@ -285,25 +279,6 @@ def cancel_run(run: RunDir) -> RunState:
     with contextlib.suppress(ProcessLookupError):  # it may have ended just now
         os.kill(owner.pid, signal.SIGTERM)
     return state
-
-
-def resumed_job(job: JobSpec, overrides: Sequence[str]) -> JobSpec:
-    """`job` with `a.b=c` overrides limited to what may change in a run that goes on.
-
-    Raises:
-        InputError: An override has another form, names another key, or does not fit.
-    """
-    document: dict[str, Any] = serde.to_document(job)
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise InputError(f"override: expected the form a.b=c, got {override!r}")
-        if key not in _RESUME_KEYS:
-            known = unknown_name_message("key", key, _RESUME_KEYS)
-            raise InputError(f"--resume: {key} cannot change in a run that goes on; {known}")
-        section, _, field = key.partition(".")
-        document[section][field] = _scalar(text)
-    return serde.from_document(JobSpec, document)
 
 
 def slug(name: str) -> str:
@@ -344,25 +319,6 @@ def _check_packages() -> None:
             )
 
 
-def _check_can_go_on(run: RunDir) -> None:
-    """Refuse what the next attempt's controller could not go on with, before it is begun."""
-    for path in (run.path, run.logs, run.checkpoints):
-        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
-            raise RunDirError(f"{path}: expected a folder that can be written")
-    for path in (run.events, run.controller_log, run.lock):
-        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-            raise RunDirError(f"{path}: expected a file that can be read and written")
-    if not run.events.exists():
-        return
-    try:
-        with EventStore.open(run.events) as store:
-            store.latest(CheckpointSaved)
-    except RunDirError as error:
-        raise RunDirError(
-            f"{error}; move events.db aside to go on without its history"
-        ) from error
-
-
 def _check_is_next(run: RunDir, attempt: int) -> None:
     last = run.state().attempt
     if attempt != last + 1:
@@ -370,13 +326,6 @@ def _check_is_next(run: RunDir, attempt: int) -> None:
             f"{run.handle} has been resumed in the meantime: its attempt {last} has begun; see "
             f"trimtab status {run.job_id}"
         )
-
-
-def _scalar(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _first_state(request: Request) -> RunState:
@@ -398,23 +347,25 @@ def _undo(run: RunDir, prepared: PreparedJob, *, reason: str) -> None:
     if prepared.attempt == 1:
         shutil.rmtree(run.path)
         return
-    code = int(ExitCode.JOB_FAILED)
-    run.write_state(replace(run.state(), state=JobState.FAILED, reason=reason, exit_code=code))
+    _write_failure(run, reason)
 
 
 def _wait_until_up(run: RunDir, *, log_start: int) -> None:
     """Return when a local run's controller has begun, or is busy with its preparations."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
+        is_gone = run_lock.is_free(run)  # asked first: it may begin and end in between
         state = observe(run).state
         if state.started_s is not None:
             return
         if state.state.is_final and state.finished_s is not None:
             error = InputError if state.exit_code == ExitCode.USAGE else JobFailedError
             raise error(state.reason)
-        if state.state.is_final:
+        if is_gone or state.state.is_final:
             words = last_words(run.controller_log, start=log_start) or "it said nothing"
-            raise JobFailedError(f"the controller of {run.handle} did not start: {words}")
+            reason = f"the controller of {run.handle} did not start: {words}"
+            _write_failure(run, reason)
+            raise JobFailedError(reason)
         time.sleep(_POLL_S)
     if state.controller is not None:
         return  # it is up and still at its preparations: the job is pending
@@ -422,3 +373,8 @@ def _wait_until_up(run: RunDir, *, log_start: int) -> None:
         f"the controller of {run.handle} is not up after {START_TIMEOUT_S:.0f} s; see "
         f"{run.controller_log}"
     )
+
+
+def _write_failure(run: RunDir, reason: str) -> None:
+    code = int(ExitCode.JOB_FAILED)
+    run.write_state(replace(run.state(), state=JobState.FAILED, reason=reason, exit_code=code))

@@ -41,7 +41,7 @@ def calibrate(
     from trimtab.orchestrator import calibrate as calibration
     from trimtab.orchestrator.cli.progress import INTERRUPTED
     from trimtab.orchestrator.config import load_job
-    from trimtab.orchestrator.rundir import find_run, runs_root
+    from trimtab.orchestrator.runs_folder import find_run, runs_root
     from trimtab.orchestrator.submission import prepare_job
     from trimtab.planners.calibration import profile_document
 

@@ -13,7 +13,8 @@ import typer
 from trimtab.core.errors import MissingExtraError, RunDirError
 from trimtab.orchestrator.cli.which_run import NewestRunArgument
 from trimtab.orchestrator.observation import Observed, observe_runs
-from trimtab.orchestrator.rundir import RunDir, find_run, runs_root
+from trimtab.orchestrator.rundir import RunDir
+from trimtab.orchestrator.runs_folder import find_run, runs_root
 
 _MAX_PRINTED_RUNS = 10
 

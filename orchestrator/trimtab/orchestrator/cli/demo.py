@@ -39,7 +39,7 @@ def demo(
 
     from trimtab.core import serde
     from trimtab.orchestrator.demo import demo_job
-    from trimtab.orchestrator.rundir import runs_root
+    from trimtab.orchestrator.runs_folder import runs_root
 
     out = Console(stderr=json, highlight=False, markup=False)
     root = (runs_dir or runs_root()).absolute()

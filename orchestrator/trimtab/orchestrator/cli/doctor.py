@@ -191,9 +191,9 @@ def _cores() -> list[Finding]:
 
 def _disk() -> list[Finding]:
     from trimtab.core.units import GIB
-    from trimtab.orchestrator import rundir
+    from trimtab.orchestrator import runs_folder
 
-    root = rundir.runs_root()
+    root = runs_folder.runs_root()
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     free_gib = shutil.disk_usage(existing).free / GIB
     found = f"{free_gib:.1f} GiB free for {root}"

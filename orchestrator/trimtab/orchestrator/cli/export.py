@@ -17,7 +17,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a run's newest checkpoint as a Hugging Face folder (Llama-type safetensors)."""
-    from trimtab.orchestrator.rundir import find_run
+    from trimtab.orchestrator.runs_folder import find_run
 
     found = find_run(run)
     job, _ = found.request().training

@@ -59,7 +59,7 @@ def cancel(
     from trimtab.orchestrator.cli import progress
     from trimtab.orchestrator.cli.states import state_document
     from trimtab.orchestrator.observation import observe
-    from trimtab.orchestrator.rundir import find_run
+    from trimtab.orchestrator.runs_folder import find_run
     from trimtab.orchestrator.submission import cancel_run
 
     run = find_run(handle)
@@ -87,7 +87,7 @@ def list_jobs(
     from trimtab.core.errors import RunDirError
     from trimtab.orchestrator.cli.states import state_document
     from trimtab.orchestrator.observation import observe_runs
-    from trimtab.orchestrator.rundir import runs_root
+    from trimtab.orchestrator.runs_folder import runs_root
 
     root = runs_root()
     runs: list[dict[str, Any]] = []

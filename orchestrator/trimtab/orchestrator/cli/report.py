@@ -39,7 +39,7 @@ def compare(
     """Compare two runs step by step: speed and losses, on the same batches."""
     from trimtab.core import serde
     from trimtab.orchestrator import report as reports
-    from trimtab.orchestrator.rundir import find_run
+    from trimtab.orchestrator.runs_folder import find_run
 
     comparison = reports.compare(
         reports.read_record(find_run(first)), reports.read_record(find_run(second))

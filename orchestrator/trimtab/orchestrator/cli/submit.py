@@ -226,7 +226,8 @@ def _watch(runs: "list[RunDir]", *, follow: bool, wait: bool, json_output: bool)
 
 def _run_to_resume(handle: str) -> "RunDir":
     from trimtab.core.errors import InputError
-    from trimtab.orchestrator.rundir import NoSuchRunError, find_run
+    from trimtab.orchestrator.rundir import NoSuchRunError
+    from trimtab.orchestrator.runs_folder import find_run
 
     try:
         return find_run(handle)

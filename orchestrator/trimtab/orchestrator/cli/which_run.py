@@ -24,7 +24,7 @@ def named_or_newest(text: str | None) -> "RunDir":
         InputError: The beginning of an id fits several.
         RunDirError: It is damaged, or of another version.
     """
-    from trimtab.orchestrator.rundir import find_run, newest_run
+    from trimtab.orchestrator.runs_folder import find_run, newest_run
 
     if text is not None:
         return find_run(text)
