@@ -3,7 +3,9 @@ import pytest
 from trimtab.core.events import (
     AnyEvent,
     GpuSampled,
+    NodeLost,
     RankExited,
+    RankFrozen,
     RankProgressed,
     RankStarted,
     StepFinished,
@@ -43,6 +45,7 @@ def test_a_killed_rank_stops_the_job_and_the_reason_says_who_where_and_how() -> 
                 "rank 2 was killed by SIGKILL; it was last seen in step 12, doing: forward"
             ),
             restartable=True,
+            rank=2,
         ),
     )
 
@@ -88,6 +91,7 @@ def test_a_silent_rank_stops_the_job_once() -> None:
                 "it was last seen in step 12, doing: optimizer"
             ),
             restartable=True,
+            rank=1,
         ),
     )
     assert health.tick(62.0) == ()
@@ -221,3 +225,38 @@ def test_ranks_that_wait_for_one_that_has_left_are_hung() -> None:
     health.handle(exited(1, 0), 0.0)
     (action,) = beaten(health, doing("waiting", rank=0, step=2), until_s=700.0)
     assert action.reason == "no rank has moved for 10 min 10 s: rank 0 in step 2, waiting"
+
+
+def test_a_frozen_rank_stops_the_job_at_once_and_is_to_blame() -> None:
+    health = healthy(4, doing("forward", rank=2))
+    frozen = RankFrozen(time_s=0.0, rank=2, reason="stopped by a signal (process 7)")
+    assert health.handle(frozen, 5.0) == (
+        StopAttempt(
+            reason=(
+                "rank 2 does not run: stopped by a signal (process 7); "
+                "it was last seen in step 12, doing: forward"
+            ),
+            restartable=True,
+            rank=2,
+        ),
+    )
+    assert health.handle(exited(2, None, signal="SIGKILL"), 6.0) == ()
+
+
+def test_a_lost_node_stops_the_job_at_once_and_is_to_blame() -> None:
+    lost = NodeLost(time_s=0.0, node="n1", reason="its agent has sent nothing for 6 s")
+    assert healthy().handle(lost, 5.0) == (
+        StopAttempt(
+            reason="node n1 is lost: its agent has sent nothing for 6 s",
+            restartable=True,
+            node="n1",
+        ),
+    )
+
+
+def test_the_silence_of_a_script_tells_nothing_but_its_end_does() -> None:
+    health = Health(2, None)
+    assert health.tick(0.0) == ()
+    assert health.tick(1_000_000.0) == ()
+    (action,) = health.handle(exited(1, None, signal="SIGKILL"), 1_000_001.0)
+    assert action.reason == "rank 1 was killed by SIGKILL; it had not reported yet"

@@ -3,6 +3,7 @@ import pytest
 from trimtab.core.errors import ExitCode
 from trimtab.core.events import (
     CheckpointSaved,
+    NodeLost,
     RankExited,
     RankProgressed,
     RunResumed,
@@ -95,7 +96,7 @@ def test_a_killed_rank_is_reported_with_place_and_way_on(course: Course) -> None
         course.note(event)
     verdict = course.verdict(stop=None, cancelled=False, asked_s=None)
     assert (verdict.state, verdict.exit_code) == (JobState.FAILED, ExitCode.JOB_FAILED)
-    assert verdict.reason == (
+    assert verdict.line == (
         "rank 2 was killed by SIGKILL (kill -9, or the kernel when memory ran out) in step 21, "
         f"attention communication; to go on from the checkpoint of step 20: {RESUME}"
     )
@@ -104,7 +105,7 @@ def test_a_killed_rank_is_reported_with_place_and_way_on(course: Course) -> None
 def test_an_error_is_reported_by_its_last_line(course: Course) -> None:
     words = "Traceback (most recent call last):\nValueError: boom\n  warnings.warn(x)"
     course.note(exited(1, code=1, words=words))
-    assert course.verdict(stop=None, cancelled=False, asked_s=None).reason == (
+    assert course.verdict(stop=None, cancelled=False, asked_s=None).line == (
         "rank 1 failed with exit code 1 before its first step: ValueError: boom; there is no "
         f"checkpoint, so this starts from step 1: {RESUME}"
     )
@@ -113,8 +114,8 @@ def test_an_error_is_reported_by_its_last_line(course: Course) -> None:
 def test_a_checkpoint_of_an_earlier_attempt_counts(course: Course) -> None:
     course.note_earlier_checkpoint(40)
     course.note(exited(1, code=1))
-    reason = course.verdict(stop=None, cancelled=False, asked_s=None).reason
-    assert "to go on from the checkpoint of step 40" in reason
+    line = course.verdict(stop=None, cancelled=False, asked_s=None).line
+    assert "to go on from the checkpoint of step 40" in line
 
 
 @pytest.mark.parametrize(("code", "expected"), [(1, 1), (2, 2), (93, 93), (139, 1)])
@@ -134,7 +135,7 @@ def test_a_hang_is_told_in_the_monitors_words(course: Course) -> None:
     stop = StopAttempt(reason="rank 1 has sent nothing for 60 s", restartable=True)
     course.note(exited(1, time_s=20.0, signal="SIGKILL"))
     verdict = course.verdict(stop=stop, cancelled=False, asked_s=15.0)
-    assert verdict.reason.startswith("rank 1 has sent nothing for 60 s; there is no checkpoint")
+    assert verdict.line.startswith("rank 1 has sent nothing for 60 s; there is no checkpoint")
     assert verdict.exit_code is ExitCode.JOB_FAILED
 
 
@@ -169,7 +170,7 @@ def test_a_second_cancel_is_what_ended_the_ranks_it_killed(course: Course) -> No
     course.note(finished(7))
     course.note(exited(1, signal="SIGKILL"))
     verdict = course.verdict(stop=None, cancelled=True, asked_s=5.0, ended_at_once=True)
-    assert verdict.reason.startswith(
+    assert verdict.line.startswith(
         "cancelled after step 7; a second cancel ended it at once, without a checkpoint; there"
     )
 
@@ -180,7 +181,74 @@ def test_a_second_cancel_after_the_ranks_have_ended_cleanly_ended_nothing(
     course.note(finished(7))
     course.note(exited(1, code=0))
     verdict = course.verdict(stop=None, cancelled=True, asked_s=5.0, ended_at_once=True)
-    assert verdict.reason.startswith("cancelled after step 7; there is no checkpoint")
+    assert verdict.line.startswith("cancelled after step 7; there is no checkpoint")
+
+
+def lost(node: str) -> NodeLost:
+    return NodeLost(time_s=10.0, node=node, reason="the connection to its agent broke")
+
+
+def test_a_lost_node_is_the_cause_of_what_its_peers_tell(course: Course) -> None:
+    for event in (finished(7), lost("n1"), exited(0, code=1, words=LOST)):
+        course.note(event)
+    verdict = course.verdict(stop=None, cancelled=False, asked_s=10.5)
+    assert (verdict.node, verdict.rank) == ("n1", None)
+    assert verdict.reason == (
+        "node n1 was lost after step 7: the connection to its agent broke"
+    )
+    assert verdict.line == (
+        f"{verdict.reason}; there is no checkpoint, so this starts from step 1: {RESUME}"
+    )
+
+
+def test_an_error_of_its_own_is_the_cause_and_a_lost_node_is_not(course: Course) -> None:
+    for event in (exited(0, code=93, words="NoRestartError: NaN"), lost("n1")):
+        course.note(event)
+    verdict = course.verdict(stop=None, cancelled=False, asked_s=10.5)
+    assert (verdict.node, verdict.rank) == (None, 0)
+    assert verdict.exit_code is ExitCode.DO_NOT_RESTART
+
+
+def test_ranks_that_were_asked_to_make_room_did_not_end_by_themselves(
+    course: Course,
+) -> None:
+    for event in (finished(7), exited(0, code=0), exited(1, time_s=6.0, signal="SIGTERM")):
+        course.note(event)
+    verdict = course.verdict(
+        stop=None, cancelled=False, asked_s=5.0, room_wanted="time is running out"
+    )
+    assert (verdict.state, verdict.reason) == (
+        JobState.FAILED,
+        "its ranks were asked to end after step 7: time is running out",
+    )
+
+
+def test_a_job_that_is_done_when_room_is_wanted_is_done(course: Course) -> None:
+    course.note(finished(60))
+    verdict = course.verdict(stop=None, cancelled=False, asked_s=5.0, room_wanted="preempted")
+    assert verdict.state is JobState.SUCCEEDED
+
+
+def test_a_cancel_before_the_first_step_tells_where_the_run_stands(course: Course) -> None:
+    course.note_earlier_checkpoint(40)
+    verdict = course.verdict(stop=None, cancelled=True, asked_s=None)
+    assert verdict.line == (
+        f"cancelled after step 40; to go on from the checkpoint of step 40: {RESUME}"
+    )
+
+
+def test_a_script_has_no_steps_to_speak_of() -> None:
+    ended = Course(HANDLE, None)
+    ended.note(exited(0, code=0))
+    verdict = ended.verdict(stop=None, cancelled=False, asked_s=None)
+    assert (verdict.state, verdict.line) == (
+        JobState.SUCCEEDED,
+        "every rank of the script has ended",
+    )
+    room = ended.verdict(stop=None, cancelled=False, asked_s=1.0, room_wanted="preempted")
+    assert room.line == (f"its ranks were asked to end: preempted; to run it again: {RESUME}")
+    cancelled = ended.verdict(stop=None, cancelled=True, asked_s=1.0)
+    assert cancelled.line == f"cancelled; to run it again: {RESUME}"
 
 
 @pytest.mark.parametrize(
