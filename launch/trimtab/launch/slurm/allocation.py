@@ -23,8 +23,9 @@ from trimtab.launch.slurm.commands import ask, output_of
 from trimtab.launch.slurm.hostlist import expanded
 from trimtab.launch.slurm.scheduler import submission_environment
 
-_END_GRACE_S: Final = 10.0
-"""How long srun gets to end a step before it is killed itself."""
+_END_GRACE_S: Final = 3.0
+"""How long srun gets to end a step before it is killed itself. It has all tasks killed at once,
+then waits for every node, also for a dead one, for Slurm's KillWait (30 s by default)."""
 
 
 class SlurmAllocation:
@@ -56,7 +57,7 @@ class SlurmAllocation:
         self._run_dir = Path(request.run_dir)
         self._job_id = os.environ["SLURM_JOB_ID"]
         self._own_name = os.environ["SLURMD_NODENAME"]
-        self._switches = topology.parsed_leaf_switches(
+        self._places = topology.parsed_places(
             ask(["scontrol", "show", "topology", "--oneliner"]).output
         )
         own = _show_nodes(self._own_name)
@@ -77,7 +78,9 @@ class SlurmAllocation:
         return True
 
     def acquire(self, num_nodes: int, *, exclude: Collection[str]) -> tuple[AllocatedNode, ...]:
-        """The first usable nodes of the job in the order of islands, switches and names.
+        """Usable nodes of the job in the order of islands, switches and names.
+
+        Its own node is among them where it is usable: the job cannot do without it anyway.
 
         Raises:
             InputError: Slurm cannot be asked.
@@ -87,7 +90,7 @@ class SlurmAllocation:
             return ()
         nodes = topology.ordered(
             (node for node in _show_nodes(",".join(held)) if not node.is_lost),
-            switches=self._switches,
+            places=self._places,
             islands=_islands(self._request),
         )
         return tuple(
@@ -96,14 +99,18 @@ class SlurmAllocation:
                 address=node.address,
                 hosts_controller=node.name == self._own_name,
             )
-            for node in nodes[:num_nodes]
+            for node in topology.chosen(nodes, num_nodes, own=self._own_name)
         )
 
     def num_free_nodes(self, *, exclude: Collection[str]) -> int:
         """Idle nodes of the job's partition; other users' jobs may be faster to take them."""
-        partition = os.environ.get("SLURM_JOB_PARTITION", "")
-        answer = ask(["sinfo", "-h", "-N", "-t", "idle", "-p", partition, "-o", "%N"])
-        return len(set(answer.output.split()) - set(exclude))
+        argv = ["sinfo", "--noheader", "--Node", "--format=%N %T"]
+        if partition := os.environ.get("SLURM_JOB_PARTITION"):
+            argv.append(f"--partition={partition}")
+        # `--states=idle` would show those that are drained or do not respond, too.
+        said = (line.split() for line in ask(argv).output.splitlines())
+        idle = {words[0] for words in said if words[1:] == ["idle"]}
+        return len(idle - set(exclude))
 
     def start_agents(self, nodes: Sequence[AllocatedNode], *, order: AgentOrder) -> AgentStep:
         """One job step with an agent on each node; its output goes to `logs/agents.log`.

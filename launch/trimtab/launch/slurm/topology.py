@@ -1,7 +1,7 @@
 """The nodes of a job in an order in which neighbours are near each other. Pure."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,9 @@ _LOST_STATES: Final = ("DOWN", "FAIL", "NOT_RESPONDING", "POWERED_DOWN")
 
 Source: scontrol(1) and sinfo(1), node state codes.
 """
+
+Place = tuple[str, ...]
+"""Where a node is: the switches above it, from the root down to its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,40 +56,60 @@ def parsed_nodes(text: str) -> tuple[NodeInfo, ...]:
     return tuple(nodes)
 
 
-def parsed_leaf_switches(text: str) -> dict[str, str]:
-    """The leaf switch of every node, from `scontrol show topology`; empty without topology.
+def parsed_places(text: str) -> dict[str, Place]:
+    """The place of every node, from `scontrol show topology`; empty without a topology.
 
-    A leaf switch is a line without `Switches=`: nodes hang directly on it (topology.conf(5)).
+    Of a tree of switches, nodes hang on those without switches below. Blocks, of nodes that
+    share one NVLink switch for instance, are alike: a level with nothing above.
+
+    Source: topology.conf(5); the lines are those of Slurm's plugins topology/tree
+    (`SwitchName=s0 Level=0 LinkSpeed=1 Nodes=n[1-2]`) and topology/block
+    (`BlockName=b1 BlockIndex=0 Nodes=n[1-18] BlockSize=18`).
     """
+    parents: dict[str, str] = {}
     leaves: dict[str, str] = {}
     for line in text.splitlines():
         fields = _fields(line)
-        if "SwitchName" in fields and not fields.get("Switches"):
-            leaves |= dict.fromkeys(expanded(fields.get("Nodes", "")), fields["SwitchName"])
-    return leaves
+        name = fields.get("SwitchName") or fields.get("BlockName")
+        if name is None:
+            continue
+        if below := fields.get("Switches"):
+            parents |= dict.fromkeys(expanded(below), name)
+        else:
+            leaves |= dict.fromkeys(expanded(fields.get("Nodes", "")), name)
+    return {node: _way_down(leaf, parents) for node, leaf in leaves.items()}
 
 
 def ordered(
-    nodes: Iterable[NodeInfo], *, switches: dict[str, str], islands: Sequence[str] = ()
+    nodes: Iterable[NodeInfo], *, places: Mapping[str, Place], islands: Sequence[str] = ()
 ) -> tuple[NodeInfo, ...]:
     """Nodes in the order in which ranks are numbered, whatever order they are given in.
 
     First by island, in the plan's order, where a feature of the node is an island's name; then
-    by leaf switch; then by name, numbers as numbers. Nodes about to be taken out come last.
+    by the switches above, from the root down; then by name, numbers as numbers. Nodes about to
+    be taken out come last.
     """
-    rank_of = {island: place for place, island in enumerate(islands)}
+    turn_of = {island: turn for turn, island in enumerate(islands)}
 
-    def key(node: NodeInfo) -> tuple[bool, int, tuple[str, ...], tuple[str, ...]]:
-        places = [rank_of[feature] for feature in node.features if feature in rank_of]
-        place = min(places, default=len(islands))
-        switch = natural(switches.get(node.name, ""))
-        return node.is_leaving, place, switch, natural(node.name)
+    def key(node: NodeInfo) -> tuple[bool, int, tuple[Place, ...], Place]:
+        turns = [turn_of[feature] for feature in node.features if feature in turn_of]
+        turn = min(turns, default=len(islands))
+        place = tuple(natural(switch) for switch in places.get(node.name, ()))
+        return node.is_leaving, turn, place, natural(node.name)
 
     return tuple(sorted(nodes, key=key))
 
 
-def _fields(line: str) -> dict[str, str]:
-    return {match[1]: match[2] for match in _FIELD.finditer(line)}
+def chosen(nodes: Sequence[NodeInfo], num_nodes: int, *, own: str) -> tuple[NodeInfo, ...]:
+    """The first `num_nodes` of `nodes`, the controller's own node among them where it is there.
+
+    The job needs its controller's node in any case: with ranks on it, it needs one node less.
+    """
+    first = tuple(nodes[:num_nodes])
+    if not first or any(node.name == own for node in first):
+        return first
+    held = [node for node in nodes if node.name == own]
+    return (*first[: num_nodes - len(held)], *held)
 
 
 def natural(name: str) -> tuple[str, ...]:
@@ -94,3 +117,15 @@ def natural(name: str) -> tuple[str, ...]:
     return tuple(
         part.zfill(12) if part.isdigit() else part for part in re.split(r"(\d+)", name)
     )
+
+
+def _fields(line: str) -> dict[str, str]:
+    return {match[1]: match[2] for match in _FIELD.finditer(line)}
+
+
+def _way_down(leaf: str, parents: Mapping[str, str]) -> Place:
+    """The switches from the root to `leaf`; a loop, which Slurm would refuse, ends it."""
+    way = [leaf]
+    while (above := parents.get(way[0])) is not None and above not in way:
+        way.insert(0, above)
+    return tuple(way)
