@@ -111,6 +111,7 @@ def prepare(small_job: JobSpec, small_plan: JobPlan, runs: Path) -> Prepare:
         num_steps: int = 6,
         silent_rank_s: float = 60.0,
         max_restarts: int = 0,
+        backoff_s: float = 0.1,
     ) -> PreparedJob:
         training = replace(small_job.training, num_steps=num_steps)
         telemetry = TelemetrySpec(silent_rank_s=silent_rank_s)
@@ -119,7 +120,7 @@ def prepare(small_job: JobSpec, small_plan: JobPlan, runs: Path) -> Prepare:
             name=name,
             training=training,
             telemetry=telemetry,
-            restart=RestartSpec(max_restarts=max_restarts, backoff_s=0.1),
+            restart=RestartSpec(max_restarts=max_restarts, backoff_s=backoff_s),
         )
         request = _rank_programs(behaviour).prepare(
             job, layout=small_plan.layout, run_dir=runs / submission.new_run_id(name, root=runs)

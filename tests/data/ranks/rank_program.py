@@ -2,8 +2,9 @@
 
     rank_program.py BEHAVIOUR RUN_DIR
 
-BEHAVIOUR is `RANK:WHAT:STEP`, what that rank does in that step; the others go on, and fail as
-gloo's peers do once a rank has died. `-` is a rank that simply finishes.
+BEHAVIOUR is `RANK:WHAT:STEP`, what that rank does in that step of the first attempt, or
+`RANK:WHAT:STEP:ATTEMPTS`, of as many attempts; the others go on, and fail as gloo's peers do
+once a rank has died. `-` is a rank that simply finishes.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from trimtab.core.job import Request
 from trimtab.core.plan import SequenceGroup, StagePath, StepPlan, TimePart, Wave
 
 STEP_S = 0.05
+ATTEMPT = int(os.environ["TRIMTAB_ATTEMPT"])
 RANK = int(os.environ["RANK"])
 WORLD_SIZE = int(os.environ["WORLD_SIZE"])
 stop_asked = False
@@ -107,12 +109,11 @@ def save(wire: Wire, run_dir: Path, step: int) -> None:
 
 def meet(wire: Wire, run_dir: Path, step: int) -> None:
     """Wait until every rank has come as far, as a collective would; fail as gloo does."""
-    attempt = os.environ["TRIMTAB_ATTEMPT"]
-    meeting = run_dir / f"meeting-{attempt}-{step}"
+    meeting = run_dir / f"meeting-{ATTEMPT}-{step}"
     meeting.mkdir(exist_ok=True)
     (meeting / str(RANK)).touch()
     while len(list(meeting.iterdir())) < WORLD_SIZE:
-        if (run_dir / "tombstone").exists() and attempt == "1":
+        if (run_dir / f"tombstone-{ATTEMPT}").exists():
             time.sleep(0.2)
             raise RuntimeError("[gloo/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]")
         if stop_asked:
@@ -122,7 +123,7 @@ def meet(wire: Wire, run_dir: Path, step: int) -> None:
 
 
 def misbehave(what: str, run_dir: Path) -> None:
-    tombstone = run_dir / "tombstone"
+    tombstone = run_dir / f"tombstone-{ATTEMPT}"
     print("about to misbehave", flush=True)
     if what == "kill":
         tombstone.touch()
@@ -140,6 +141,13 @@ def misbehave(what: str, run_dir: Path) -> None:
         tombstone.touch()
         print("error: data.sources: expected files, got an empty folder", flush=True)
         sys.exit(int(what.removeprefix("exit")))
+    linger(what, run_dir)
+
+
+def linger(what: str, run_dir: Path) -> None:
+    """Misbehave without ending."""
+    if what == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if what == "hang":
         time.sleep(600)
     if what == "deaf":
@@ -154,11 +162,11 @@ def misbehave(what: str, run_dir: Path) -> None:
 
 def main() -> None:
     behaviour, run_dir = sys.argv[1], Path(sys.argv[2])
-    request = serde.from_json(Request, (run_dir / "request.json").read_text())
-    num_steps = request.job.training.num_steps
-    who, _, rest = behaviour.partition(":")
-    what, _, when = rest.partition(":")
-    is_me = who in ("all", str(RANK))
+    request = serde.from_json(Request, Path(os.environ["TRIMTAB_REQUEST"]).read_text())
+    job, _ = request.training
+    num_steps = job.training.num_steps
+    who, what, when, attempts = [*behaviour.split(":"), "", "", "", "1"][:4]
+    is_me = who in ("all", str(RANK)) and int(attempts or 1) >= ATTEMPT
     signal.signal(signal.SIGTERM, on_stop)
     wire = Wire()
     wire.send(
@@ -175,7 +183,6 @@ def main() -> None:
     saved = [int(p.name.removeprefix("step-")) for p in (run_dir / "checkpoints").iterdir()]
     first = max(saved, default=0) + 1
     meet(wire, run_dir, 0)
-    is_resumed = int(os.environ["TRIMTAB_ATTEMPT"]) > 1
     if saved and RANK == 0:
         wire.send(RunResumed(time_s=time.time(), step=first - 1, path="checkpoints"))
     for step in range(first, num_steps + 1):
@@ -183,7 +190,7 @@ def main() -> None:
         if RANK == 0:
             wire.send(StepPlanned(time_s=now, step=step, plan=plan(), lengths=(10,) * 5))
         wire.send(RankProgressed(time_s=now, rank=RANK, step=step, doing="forward"))
-        if is_me and str(step) == when and not is_resumed:
+        if is_me and str(step) == when:
             misbehave(what, run_dir)
         time.sleep(STEP_S)
         meet(wire, run_dir, step)
