@@ -1,17 +1,21 @@
 """Who may write to a run, with real processes."""
 
+import contextlib
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
 import pytest
 
 from trimtab.core.errors import InputError, RunDirError
 from trimtab.core.events import RankStarted
 from trimtab.core.job import JobState
-from trimtab.launch.local import LocalLauncher
+from trimtab.launch import locks
+from trimtab.launch.local import LocalScheduler
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import run_lock, submission
 from trimtab.orchestrator.rundir import RunDir, RunState
@@ -19,7 +23,7 @@ from trimtab.orchestrator.rundir import RunDir, RunState
 Start = Callable[..., RunDir]
 Ended = Callable[[RunDir], RunState]
 Appeared = Callable[[Path], Path]
-RankPrograms = Callable[..., LocalLauncher]
+RankPrograms = Callable[..., LocalScheduler]
 
 
 @pytest.fixture
@@ -33,15 +37,28 @@ def rank_pids(run: RunDir) -> list[int]:
     return sorted(event.pid for event in events if isinstance(event, RankStarted))
 
 
-def test_controller_and_ranks_hold_the_lock_together(
+def kill_controllers(run: RunDir) -> None:
+    """The keeper first: it would start another."""
+    state = run.state()
+    for process in (state.keeper, state.controller):
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def test_keeper_controller_agent_and_ranks_hold_the_lock_together(
     start: Start, appeared: Appeared, impatient: None
 ) -> None:
     run = start("all:slow:3")
     appeared(run.path / "slow-0")
-    owner = run.state().controller
-    assert owner is not None
-    expected = tuple(sorted([owner.pid, *rank_pids(run)]))
-    assert run_lock.holders(run.lock) == expected
+    state = run.state()
+    assert state.keeper is not None
+    assert state.controller is not None
+    (agent,) = psutil.Process(state.controller.pid).children()
+    while len(rank_pids(run)) < 3:
+        time.sleep(0.02)
+    owners = [state.keeper.pid, state.controller.pid, agent.pid]
+    expected = tuple(sorted([*owners, *rank_pids(run)]))
+    assert locks.holders(run.lock) == expected
     with (
         pytest.raises(RunDirError, match="kill -9 " + " ".join(map(str, expected))),
         run_lock.held(run),
@@ -52,10 +69,14 @@ def test_controller_and_ranks_hold_the_lock_together(
 def test_the_lock_is_free_after_the_last_process(start: Start, ended: Ended) -> None:
     run = start(num_steps=1)
     ended(run)
+    keeper = run.state().keeper
+    assert keeper is not None
+    while keeper.is_alive:
+        time.sleep(0.02)
     with run_lock.held(run) as descriptor:
         assert os.fstat(descriptor).st_ino == run.lock.stat().st_ino
-        assert run_lock.holders(run.lock) == (os.getpid(),)
-    assert run_lock.holders(run.lock) == ()
+        assert locks.holders(run.lock) == (os.getpid(),)
+    assert locks.holders(run.lock) == ()
 
 
 def test_who_waits_for_the_lock_does_not_hold_it(start: Start, ended: Ended) -> None:
@@ -64,7 +85,7 @@ def test_who_waits_for_the_lock_does_not_hold_it(start: Start, ended: Ended) -> 
     with run_lock.held(run):
         pass
     with run.lock.open("a"):
-        assert run_lock.holders(run.lock) == ()
+        assert locks.holders(run.lock) == ()
 
 
 def test_no_attempt_begins_while_a_rank_of_a_killed_controller_lives(
@@ -76,20 +97,20 @@ def test_no_attempt_begins_while_a_rank_of_a_killed_controller_lives(
 ) -> None:
     run = start("0:deaf:2")
     appeared(run.path / "deaf")
-    owner = run.state().controller
-    assert owner is not None
     request = (run.path / "request.json").read_text()
-    os.kill(owner.pid, signal.SIGKILL)
+    kill_controllers(run)
     ended(run)
     with pytest.raises(RunDirError, match="is still held by the processes") as refusal:
-        submission.resume_job(run, ["training.num_steps=8"], launcher=rank_programs())
+        submission.resume_job(run, ["training.num_steps=8"], scheduler=rank_programs())
     assert run.state().attempt == 1
     assert (run.path / "request.json").read_text() == request
     listed = re.search(r"kill -9 ([0-9 ]+)$", str(refusal.value))
     assert listed is not None
-    for pid in map(int, listed[1].split()):
-        assert pid in rank_pids(run)
-        os.kill(pid, signal.SIGKILL)
+    pids = {int(pid) for pid in listed[1].split()}
+    assert rank_pids(run)[0] in pids
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # those it would not wait for end too
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_new_attempt_waits_for_orphans_that_are_about_to_end(
@@ -97,11 +118,9 @@ def test_a_new_attempt_waits_for_orphans_that_are_about_to_end(
 ) -> None:
     run = start("all:slow:3")
     appeared(run.path / "slow-2")
-    owner = run.state().controller
-    assert owner is not None
-    os.kill(owner.pid, signal.SIGKILL)
+    kill_controllers(run)
     ended(run)
-    submission.resume_job(run, launcher=rank_programs())
+    submission.resume_job(run, scheduler=rank_programs())
     state = ended(run)
     assert (state.state, state.attempt) == (JobState.SUCCEEDED, 2)
 
@@ -111,8 +130,8 @@ def test_of_two_resumes_one_is_refused(
 ) -> None:
     run = start("2:kill:5")
     ended(run)
-    first = submission.prepare_resume(run, launcher=rank_programs())
-    second = submission.prepare_resume(run, launcher=rank_programs())
+    first = submission.prepare_resume(run, scheduler=rank_programs())
+    second = submission.prepare_resume(run, scheduler=rank_programs())
     submission.submit_prepared(first)
     ended(run)
     with pytest.raises(InputError, match="resumed in the meantime: its attempt 2 has begun"):
