@@ -32,8 +32,8 @@ from trimtab.orchestrator.config import (
     load_job,
     load_model,
     load_profile,
-    read_text,
 )
+from trimtab.orchestrator.file_text import read_text
 from trimtab.orchestrator.step_planning import step_planner
 from trimtab.planners import layouts, sequences
 

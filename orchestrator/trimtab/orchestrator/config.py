@@ -1,5 +1,8 @@
 """Cluster, model and job files: YAML in datasheet units in, core values out.
 
+Slurm's options are kept as they are written: YAML would read `1:00:00` as 3600, which Slurm
+would take for minutes.
+
 OmegaConf reads the YAML and applies `a.b=c` overrides, and stops here: it lets `.nan` pass and
 returns dicts where tuples of dataclasses are asked for, so types, keys and values are checked
 by `core.serde` and `core.checks`. Interpolation (`${...}`) is refused: what a job file says is
@@ -35,12 +38,15 @@ from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
 from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions
 from trimtab.orchestrator.cluster_file import cluster_from_document
+from trimtab.orchestrator.file_text import read_text, values_as_written
 from trimtab.orchestrator.hf_config import MODEL_TYPES, is_hf_config, model_from_hf_config
 from trimtab.planners.calibration import profile_from_document
 
 _REFERENCES = ("model", "cluster", "profile")
 _PATH_KEY = re.compile(r"data\.sources\[\d+\]\.path|data\.tokenizer|checkpoint\.start_from")
 _MISSING_MARK = "???"
+_AS_WRITTEN = "slurm"
+"""The section whose values are texts in the forms of another program."""
 _READ_FROM = "_read_from"
 """Key of a `config.json` within a job: its path, for messages."""
 
@@ -118,27 +124,6 @@ def load_profile(path: str | Path) -> StepProfile:
     document = read_mapping(path)
     with placed(path):
         return profile_from_document(document)
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-        InputError: The file cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: expected a file, got a folder; name a file in it") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected UTF-8 text, got byte 0x{error.object[error.start]:02x} at "
-            f"offset {error.start}"
-        ) from error
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -300,7 +285,10 @@ def _read_yaml(path: Path) -> Any:
 
 def _parse_yaml(text: str, *, source: str) -> Any:
     try:
-        return OmegaConf.create(text)
+        config: Any = OmegaConf.create(text)
+        if OmegaConf.is_dict(config) and config.get(_AS_WRITTEN) is not None:
+            config[_AS_WRITTEN] = values_as_written(text)[_AS_WRITTEN]
+        return config
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}, line {mark.line + 1}" if mark else source
@@ -355,8 +343,10 @@ def _top_key(key: str) -> str:
 
 def _override_value(text: str, *, override: str) -> Any:
     """The value of an override, typed as in YAML: `4`, `1e-3`, `true`, `null`, `[1, 2]`."""
-    config = _parse_yaml(f"value: {text}\n", source=f"override {override!r}")
-    return _plain(config, source=f"override {override!r}")["value"]
+    top = _top_key(override.partition("=")[0].strip())
+    key = _AS_WRITTEN if top == _AS_WRITTEN else "value"
+    config = _parse_yaml(f"{key}: {text}\n", source=f"override {override!r}")
+    return _plain(config, source=f"override {override!r}")[key]
 
 
 def _plain(config: Any, *, source: str) -> dict[str, Any]:

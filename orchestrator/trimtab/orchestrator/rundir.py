@@ -186,6 +186,18 @@ class RunDir:
         return self.logs / "controller.log"
 
     @property
+    def controller_logs(self) -> tuple[Path, ...]:
+        """What its controllers have said, the newest last; those of Slurm jobs by their ids."""
+        of_slurm = self.logs.glob("slurm-*.out")
+        by_age = sorted(of_slurm, key=lambda path: (path.stat().st_mtime, path.name))
+        return tuple(by_age) or (self.controller_log,)
+
+    @property
+    def agents_log(self) -> Path:
+        """What the agents say that the scheduler has started, and srun."""
+        return self.logs / "agents.log"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

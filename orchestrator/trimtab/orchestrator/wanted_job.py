@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from trimtab.core.errors import InputError
 from trimtab.core.job import JobSpec, SchedulerName, ScriptSpec
+from trimtab.launch.nodes import num_nodes as nodes_of
 from trimtab.orchestrator.config import load_job
 
 _TASK_NUMBER: Final = "%a"
@@ -30,26 +31,14 @@ class Wanted:
     slurm: Mapping[str, Any] = field(default_factory=dict)
     ray: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for section, names in (("slurm", self.slurm), ("ray", self.ray)):
-            if names and self.scheduler != section:
-                option = next(iter(names)).replace("_", "-").replace("args", "slurm-arg")
-                raise InputError(
-                    f"--{option}: an option of -s {section}, but the job goes to "
-                    f"{self.scheduler}; leave it out, or add -s {section}"
-                )
-        if not self.script and (self.name is not None or self.ranks_per_node is not None):
-            option = "--name" if self.name is not None else "--ranks-per-node"
-            raise InputError(
-                f"{option}: for scripts after --; a job file says name and num_ranks itself"
-            )
-
     def job(self, task: int | None = None) -> JobSpec | ScriptSpec:
         """The job, of an array that of one task.
 
         Raises:
-            InputError: The job file, a change or an option is wrong, or nothing was named.
+            InputError: The job file, a change or an option is wrong, is for another scheduler,
+                or nothing was named.
         """
+        self._check_options()
         given = self._of_file(task)
         if self.script:
             job: JobSpec | ScriptSpec = self._script(given)
@@ -66,18 +55,23 @@ class Wanted:
             ray=replace(job.ray, **self.ray),
         )
 
-    @property
-    def is_array(self) -> bool:
-        """Whether this is a Slurm job array."""
-        return self.scheduler == "slurm" and self.job(task=0).slurm.array is not None
-
     def array_jobs(self) -> dict[int, JobSpec | ScriptSpec]:
-        """The job of each task of a Slurm job array, by the task's number."""
+        """The job of each task of a Slurm job array, by the task's number; of others nothing.
+
+        Raises:
+            InputError: As `job`.
+        """
+        if self.scheduler != "slurm":
+            return {}
         from trimtab.launch.slurm.options import array_indices
 
         array = self.job(task=0).slurm.array
-        assert array is not None
-        return {task: self.job(task) for task in array_indices(array)}
+        if array is None:
+            return {}
+        tasks = array_indices(array)
+        if any(_TASK_NUMBER in argument for argument in self.arguments):
+            return {task: self.job(task) for task in tasks}
+        return dict.fromkeys(tasks, self.job())
 
     def only_overrides(self) -> list[str]:
         """The arguments where no job file is named: the run's own request is.
@@ -85,10 +79,11 @@ class Wanted:
         Raises:
             InputError: There is another argument or option among them.
         """
-        if self.script or self.restart or self.slurm or self.ray or self.num_nodes:
+        others = (self.script, self.name, self.num_nodes, self.ranks_per_node)
+        if any(others) or self.restart or self.slurm or self.ray:
             raise InputError(
                 "--resume: a run goes on with what it was submitted with; leave other options "
-                "out"
+                "out, or write changes as restart.max_restarts=5 and slurm.time=4:00:00"
             )
         for argument in self.arguments:
             if "=" not in argument:
@@ -96,6 +91,25 @@ class Wanted:
                     f"--resume takes the job from its run directory: leave {argument!r} out"
                 )
         return list(self.arguments)
+
+    def _check_options(self) -> None:
+        for section, names in (("slurm", self.slurm), ("ray", self.ray)):
+            if names and self.scheduler != section:
+                option = next(iter(names)).replace("_", "-").replace("args", "slurm-arg")
+                raise InputError(
+                    f"--{option}: an option of -s {section}, but the job goes to "
+                    f"{self.scheduler}; leave it out, or add -s {section}"
+                )
+        if self.restart.get("spare_nodes") and self.scheduler != "slurm":
+            raise InputError(
+                "--spare-nodes: only jobs of Slurm hold nodes beyond those their ranks need; "
+                "leave it out, or add -s slurm"
+            )
+        if not self.script and (self.name is not None or self.ranks_per_node is not None):
+            option = "--name" if self.name is not None else "--ranks-per-node"
+            raise InputError(
+                f"{option}: for scripts after --; a job file says name and num_ranks itself"
+            )
 
     def _of_file(self, task: int | None) -> JobSpec | None:
         if not self.arguments:
@@ -107,12 +121,10 @@ class Wanted:
 
     def _script(self, given: JobSpec | None) -> ScriptSpec:
         """The script; what a job file before it says of machines and restarts holds for it."""
-        nodes = self.num_nodes or (given.num_nodes if given else None) or 1
+        num_nodes = self.num_nodes or (nodes_of(given) if given else 1)
         if self.ranks_per_node is not None or given is None:
-            per_node = (
-                self.ranks_per_node or _first_number(self.slurm.get("gpus_per_node")) or 1
-            )
-            num_ranks = nodes * per_node
+            gpus = _first_number(self.slurm.get("gpus_per_node"))
+            num_ranks = num_nodes * (self.ranks_per_node or gpus or 1)
         else:
             num_ranks = given.num_ranks
         script = ScriptSpec(
@@ -120,7 +132,7 @@ class Wanted:
             argv=self.script,
             folder=str(Path.cwd()),
             num_ranks=num_ranks,
-            num_nodes=nodes,
+            num_nodes=num_nodes,
             needs_gpus=given.needs_gpus if given else "gpus_per_node" in self.slurm,
         )
         if given is None:

@@ -23,6 +23,9 @@ def logs(
     controller: Annotated[
         bool, typer.Option("--controller", help="The controller's log instead.")
     ] = False,
+    agents: Annotated[
+        bool, typer.Option("--agents", help="What the agents on the nodes say instead.")
+    ] = False,
     tail: Annotated[
         int | None,
         typer.Option(
@@ -37,33 +40,43 @@ def logs(
     ] = False,
 ) -> int:
     """Print what the ranks have written; the exit code tells the job's state, as in status."""
+    from trimtab.core.errors import InputError
     from trimtab.orchestrator.cli.states import status_code
     from trimtab.orchestrator.observation import observe
 
     run = named_or_newest(handle)
-    paths = _paths(run, rank=rank, controller=controller)
-    readers = [_Reader(name, path, tail=tail) for name, path in paths.items()]
+    paths = _paths_of_ranks(run, rank) if not (controller or agents) else {}
+    if rank is not None and not paths:
+        raise InputError("--rank: leave it out with --controller and --agents")
+    readers: dict[str, _Reader] = {}
     while True:
         state = observe(run).state.state
         is_last = state.is_final or not follow
-        for reader in readers:
-            reader.print_new(with_header=len(readers) > 1, whole_lines=not is_last)
+        paths |= _paths_of_owners(run, controller=controller, agents=agents)
+        for name, path in paths.items():
+            reader = readers.setdefault(name, _Reader(name, path, tail=tail))
+            reader.print_new(with_header=len(paths) > 1, whole_lines=not is_last)
         if is_last:
             return status_code(state)
         time.sleep(_POLL_S)
 
 
-def _paths(run: "RunDir", *, rank: int | None, controller: bool) -> dict[str, Path]:
+def _paths_of_ranks(run: "RunDir", rank: int | None) -> dict[str, Path]:
+    """Logs of all ranks there ever were, or of one."""
     from trimtab.core.errors import InputError
 
-    if controller:
-        return {"controller": run.controller_log}
-    num_ranks = run.state().num_ranks
+    num_ranks = run.request().num_ranks  # a restart on fewer nodes may have fewer
     if rank is None:
         return {f"rank {number}": run.rank_log(number) for number in range(num_ranks)}
     if not 0 <= rank < num_ranks:
         raise InputError(f"--rank: the job has ranks 0 to {num_ranks - 1}, got {rank}")
     return {f"rank {rank}": run.rank_log(rank)}
+
+
+def _paths_of_owners(run: "RunDir", *, controller: bool, agents: bool) -> dict[str, Path]:
+    """Logs of the controllers, one for each Slurm job of the run, and of the agents."""
+    paths = {path.name: path for path in run.controller_logs} if controller else {}
+    return paths | ({run.agents_log.name: run.agents_log} if agents else {})
 
 
 class _Reader:

@@ -137,7 +137,7 @@ def wait(run: RunDir) -> RunState:
 
 def _last_words(watched: Watched, run: RunDir) -> Iterator[str]:
     if not watched.failed_ranks:
-        yield f"  {'log':<17} {run.controller_log}"
+        yield f"  {'log':<17} {run.controller_logs[-1]}"
         return
     first = watched.failed_ranks[0]
     yield f"  {'log':<17} {run.rank_log(first.rank)}"
@@ -145,24 +145,25 @@ def _last_words(watched: Watched, run: RunDir) -> Iterator[str]:
         yield f"    {printable(line)}"
 
 
-def _events(run: RunDir) -> Iterator[list[AnyEvent]]:
-    """What is new since the current attempt began, again and again until the job has ended."""
+def _news(run: RunDir) -> Iterator[tuple[RunState, list[AnyEvent]]]:
+    """How the run stands, and what is new since its current attempt began, until it ends."""
     from trimtab.monitor.store import EventStore
 
     attempt, after, has_begun, has_ended = run.state().attempt, 0, False, False
     while not has_ended:
-        has_ended = observe(run).state.state.is_final
+        state = observe(run).state
+        has_ended = state.state.is_final
         events: list[AnyEvent] = []
         if run.events.exists():
             with EventStore.open(run.events) as store:
                 while batch := store.read(after=after, kinds=_FOLLOWED):
                     after = batch[-1].id
                     events += [stored.event for stored in batch]
-        for index, event in enumerate(events):
-            if isinstance(event, AttemptStarted) and event.attempt == attempt:
-                has_begun, events, attempt = True, events[index:], -1
+        for index, event in enumerate(events if not has_begun else ()):
+            if isinstance(event, AttemptStarted) and event.attempt >= attempt:
+                has_begun, events = True, events[index:]
                 break
-        yield events if has_begun else []
+        yield state, events if has_begun else []
 
 
 def _show_bar(watched: Watched, run: RunDir, console: "Console") -> None:
@@ -195,29 +196,38 @@ def _show_bar(watched: Watched, run: RunDir, console: "Console") -> None:
         return Group(progress, figures)
 
     with Live(get_renderable=picture, console=console, refresh_per_second=8):
-        for events in _events(run):
+        for state, events in _news(run):
             for event in events:
                 watched.handle(event)
                 if line := _remark(event):
                     console.print(line, soft_wrap=True)
-            progress.update(task, description=watched.phase, completed=watched.step)
+            phase = _waiting(state) or watched.phase
+            progress.update(task, description=phase, completed=watched.step)
             time.sleep(_POLL_S)
 
 
 def _show_lines(watched: Watched, run: RunDir, console: "Console") -> None:
     next_line_s, last_phase, last_step = 0.0, "", -1
-    for events in _events(run):
+    for state, events in _news(run):
         for event in events:
             watched.handle(event)
             if line := _remark(event):
                 console.print(line, soft_wrap=True)
         now_s = time.monotonic()
-        is_new = (watched.phase, watched.step) != (last_phase, last_step)
-        if is_new and (now_s >= next_line_s or watched.phase != last_phase):
-            last_phase, last_step = watched.phase, watched.step
+        phase = _waiting(state) or watched.phase
+        is_new = (phase, watched.step) != (last_phase, last_step)
+        if is_new and (now_s >= next_line_s or phase != last_phase):
+            last_phase, last_step = phase, watched.step
             next_line_s = now_s + _LINE_EVERY_S
-            console.print(watched.progress_line(), soft_wrap=True)
+            console.print(_waiting(state) or watched.progress_line(), soft_wrap=True)
         time.sleep(_POLL_S)
+
+
+def _waiting(state: RunState) -> str:
+    """Why a job of Slurm or Ray does not run yet; empty where it does."""
+    if state.state is not JobState.PENDING or state.scheduler == "local":
+        return ""
+    return f"waiting: {printable(state.reason)}"
 
 
 def _remark(event: AnyEvent) -> str | None:

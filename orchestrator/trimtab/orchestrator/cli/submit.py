@@ -68,8 +68,14 @@ def submit(
         ),
     ] = None,
     scheduler: Annotated[
-        str, typer.Option("--scheduler", "-s", help="Where to run: local, slurm or ray.")
-    ] = "local",
+        str | None,
+        typer.Option(
+            "--scheduler",
+            "-s",
+            help="Where to run: slurm, ray, or local (this machine, the default).",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -154,9 +160,9 @@ def submit(
     from trimtab.core.job import SCHEDULERS
     from trimtab.orchestrator.wanted_job import Wanted
 
-    checks.one_of("--scheduler", scheduler, SCHEDULERS)
+    checks.one_of("--scheduler", scheduler or "local", SCHEDULERS)
     wanted = Wanted(
-        scheduler=scheduler,  # type: ignore[arg-type]  # checked above
+        scheduler=scheduler or "local",  # type: ignore[arg-type]  # checked above
         arguments=tuple(arguments or ()),
         script=tuple(context.obj or ()),
         name=name,
@@ -167,12 +173,19 @@ def submit(
         | ({"args": tuple(slurm_arg)} if slurm_arg else {}),
         ray={field: chosen[field] for field in _RAY_FIELDS if field in chosen},
     )
+    to_resume = None if resume is None else _run_to_resume(resume, scheduler=scheduler)
     if dry_run:
-        _print_prepared(_prepare(wanted, resume=resume), as_json=json_output)
+        _print_prepared(_prepare(wanted, run=to_resume), as_json=json_output)
         return 0
-    runs = _submit(wanted, resume=resume)
+    runs = _submit(wanted, run=to_resume)
     _tell_submitted(runs, to_stderr=json_output, follow=follow)
-    return _watch(runs, follow=follow, wait=wait, json_output=json_output)
+    try:
+        return _watch(runs, follow=follow, wait=wait, json_output=json_output)
+    except KeyboardInterrupt:
+        from trimtab.orchestrator.cli.progress import INTERRUPTED
+
+        typer.echo("detached; what was submitted goes on", err=True)
+        return INTERRUPTED
 
 
 def _print_prepared(prepared: "PreparedJob", *, as_json: bool) -> None:
@@ -181,22 +194,23 @@ def _print_prepared(prepared: "PreparedJob", *, as_json: bool) -> None:
     sys.stdout.write(request_text(prepared.request) if as_json else prepared.text)
 
 
-def _prepare(wanted: "Wanted", *, resume: str | None) -> "PreparedJob":
+def _prepare(wanted: "Wanted", *, run: "RunDir | None") -> "PreparedJob":
     from trimtab.orchestrator import submission
 
-    if resume is not None:
-        return submission.prepare_resume(_run_to_resume(resume), wanted.only_overrides())
+    if run is not None:
+        return submission.prepare_resume(run, wanted.only_overrides())
+    if jobs := wanted.array_jobs():
+        return next(iter(submission.prepare_array(jobs).values()))
     return submission.prepare_job(wanted.job(), scheduler=wanted.scheduler)
 
 
-def _submit(wanted: "Wanted", *, resume: str | None) -> "list[RunDir]":
+def _submit(wanted: "Wanted", *, run: "RunDir | None") -> "list[RunDir]":
     from trimtab.orchestrator import submission
 
-    if resume is not None:
-        run = _run_to_resume(resume)
+    if run is not None:
         return [submission.resume_job(run, wanted.only_overrides())]
-    if wanted.is_array:
-        return submission.submit_array(wanted.array_jobs())
+    if jobs := wanted.array_jobs():
+        return submission.submit_array(jobs)
     return [submission.submit_job(wanted.job(), scheduler=wanted.scheduler)]
 
 
@@ -224,15 +238,19 @@ def _watch(runs: "list[RunDir]", *, follow: bool, wait: bool, json_output: bool)
     return max(codes)
 
 
-def _run_to_resume(handle: str) -> "RunDir":
+def _run_to_resume(handle: str, *, scheduler: str | None) -> "RunDir":
     from trimtab.core.errors import InputError
     from trimtab.orchestrator.rundir import NoSuchRunError
     from trimtab.orchestrator.runs_folder import find_run
 
     try:
-        return find_run(handle)
+        run = find_run(handle)
     except NoSuchRunError as error:
         raise InputError(f"--resume: {error}") from error
+    own = run.state().scheduler
+    if scheduler not in (None, own):
+        raise InputError(f"--scheduler: {run.handle} goes on where it was, with -s {own}")
+    return run
 
 
 def _tell_submitted(runs: "list[RunDir]", *, to_stderr: bool, follow: bool) -> None:
