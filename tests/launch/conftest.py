@@ -112,6 +112,9 @@ class HereAllocation:
     def release(self, node: str) -> None:
         raise NotImplementedError
 
+    def num_free_nodes(self, *, exclude: Collection[str]) -> int:
+        raise NotImplementedError
+
     def leave(self) -> None:
         raise NotImplementedError
 
