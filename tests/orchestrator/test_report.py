@@ -59,6 +59,9 @@ MIXED = (((0, 1), (0,)), ((2,), (1,)), ((3,), (2,)))
 WIDE = (((0, 1, 2, 3), (0, 1, 2)),)
 
 
+HANDLE = JobHandle(scheduler="local", job_id="20261120-161500-demo")
+
+
 def request(*, num_steps: int = 10) -> Request:
     gpu = GpuSpec(name="test CPU", memory_bytes=2**33, memory_bytes_per_s=1e10)
     nic = NicSpec(kind="loopback", count=1, bytes_per_s=1e9, latency_s=1e-5)
@@ -92,11 +95,12 @@ def request(*, num_steps: int = 10) -> Request:
         step_planning=StepPlanningSpec(grouping="planned"),
     )
     return Request(
-        handle=JobHandle(scheduler="local", job_id="20261120-161500-demo"),
+        scheduler="local",
         run_dir="/runs/20261120-161500-demo",
         argv=("python",),
         environment=(),
         num_ranks=4,
+        num_nodes=1,
         job=job,
         layout=Layout(dp=4),
     )
@@ -206,6 +210,7 @@ def report_of(
 ) -> RunReport:
     return summarize(
         RunRecord(
+            handle=HANDLE,
             request=request(),
             plan=job_plan(step_s=forecast_s),
             events=events,
@@ -284,6 +289,21 @@ def test_mfu_is_model_flops_over_time_and_all_peaks() -> None:
     assert "PaLM" in times.mfu_note
 
 
+def test_a_run_that_goes_on_with_fewer_ranks_is_measured_on_those_of_each_step() -> None:
+    four = [rank_started(rank, peak=1e9) for rank in range(4)]
+    first = (attempt(1), *four, *(finished(step, 1.0) for step in range(1, 5)))
+    second = (attempt(2), *four[:2], *(finished(step, 2.0) for step in range(4, 8)))
+    stale = (rank_step(5, 3, forward_s=9.0, waiting_s=0.0),)  # never finished by all
+    report = report_of(*first, *stale, *second, rank_step(6, 0, forward_s=2.0, waiting_s=0.0))
+    assert report.times is not None
+    assert report.num_attempts == 2
+    assert report.times.num_steps == 3, "step 3 of the first attempt, 6 and 7 of the second"
+    assert report.times.mfu == 1.0, "4e9 FLOPs in 1 s on 4 ranks, in 2 s on 2"
+    assert "peak of 2 or 4 ranks" in report.times.mfu_note
+    parts = {part.name: part.seconds for part in report.times.parts}
+    assert parts["forward"] == 2.0
+
+
 def test_mfu_is_blank_with_the_reason_where_one_peak_is_unknown() -> None:
     ranks = [rank_started(0, peak=1e9), rank_started(1, peak=None, note="no datasheet peak")]
     times = report_of(attempt(1), *ranks, finished(1, 1.0)).times
@@ -348,7 +368,11 @@ def test_the_state_is_that_of_the_last_attempt() -> None:
 
 def record_of(*events: AnyEvent) -> RunRecord:
     return RunRecord(
-        request=request(), plan=job_plan(step_s=1.0), events=events, submitted_s=None
+        handle=HANDLE,
+        request=request(),
+        plan=job_plan(step_s=1.0),
+        events=events,
+        submitted_s=None,
     )
 
 
@@ -393,8 +417,7 @@ def test_a_report_is_a_json_document_that_round_trips() -> None:
 
 
 def store_run(root: Path, job_id: str, *events: AnyEvent) -> str:
-    handle = JobHandle(scheduler="local", job_id=job_id)
-    stored = replace(request(), handle=handle, run_dir=str(root / job_id))
+    stored = replace(request(), run_dir=str(root / job_id))
     state = RunState(
         name="demo",
         num_ranks=4,

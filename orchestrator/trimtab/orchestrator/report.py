@@ -2,11 +2,12 @@
 
 `summarize` and `compare` are pure functions of what a run directory holds. A step that ran
 twice, before and after a resume, counts once: as it ran last. The first `WARMUP_STEPS` steps of
-every attempt (first allocations, cold caches) count in the losses, and not in the times.
+every attempt (first allocations, cold caches) count in the losses, and not in the times:
+`report_steps`.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final, NamedTuple, TypeVar
@@ -29,9 +30,8 @@ from trimtab.core.model import MFU_FORMULA, mfu
 from trimtab.core.plan import JobPlan, TimePart
 from trimtab.core.units import flop_rate_text
 from trimtab.monitor.store import EventStore
+from trimtab.orchestrator.report_steps import StepsTaken
 from trimtab.orchestrator.rundir import RunDir
-
-WARMUP_STEPS: Final = 2
 
 _REPORTED: Final = (
     AttemptStarted,
@@ -181,7 +181,7 @@ def read_record(run: RunDir) -> RunRecord:
 
 def summarize(record: RunRecord) -> RunReport:
     """One run in figures."""
-    steps = _Steps(record.events)
+    steps = StepsTaken(record.events)
     job, layout = record.request.training
     end = _end(record.events)
     return RunReport(
@@ -206,7 +206,7 @@ def summarize(record: RunRecord) -> RunReport:
 
 def compare(first: RunRecord, second: RunRecord) -> Comparison:
     """How much faster `first` is than `second`, and whether they are the same training."""
-    one, other = _Steps(first.events), _Steps(second.events)
+    one, other = StepsTaken(first.events), StepsTaken(second.events)
     common = sorted(one.summaries.keys() & other.summaries.keys())
     measured = [s for s in common if s in one.measured and s in other.measured]
     ratios = [other.summaries[s].step_s / one.summaries[s].step_s for s in measured]
@@ -226,41 +226,6 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
     )
 
 
-class _Steps:
-    """The events of each step as it ran last, by step."""
-
-    summaries: Mapping[int, StepSummarized]
-    plans: Mapping[int, StepPlanned]
-    rank_steps: Mapping[tuple[int, int], StepFinished]
-    """By step and rank."""
-    measured: frozenset[int]
-    """The steps whose times count."""
-
-    def __init__(self, events: Iterable[AnyEvent]) -> None:
-        summaries: dict[int, StepSummarized] = {}
-        plans: dict[int, StepPlanned] = {}
-        rank_steps: dict[tuple[int, int], StepFinished] = {}
-        warmup: dict[int, bool] = {}
-        num_in_attempt = 0
-        for event in events:
-            match event:
-                case AttemptStarted():
-                    num_in_attempt = 0
-                case StepSummarized():
-                    num_in_attempt += 1
-                    summaries[event.step] = event
-                    warmup[event.step] = num_in_attempt <= WARMUP_STEPS
-                case StepPlanned():
-                    plans[event.step] = event
-                case StepFinished():
-                    rank_steps[event.step, event.rank] = event
-        self.summaries = dict(sorted(summaries.items()))
-        self.plans = dict(sorted(plans.items()))
-        self.rank_steps = rank_steps
-        settled = frozenset(step for step, is_warmup in warmup.items() if not is_warmup)
-        self.measured = settled or frozenset(summaries)
-
-
 def _end(events: Sequence[AnyEvent]) -> JobFinished | None:
     """How the last attempt ended; None while it has not."""
     for event in reversed(events):
@@ -271,7 +236,7 @@ def _end(events: Sequence[AnyEvent]) -> JobFinished | None:
     return None
 
 
-def _loss_summary(steps: _Steps, events: Sequence[AnyEvent]) -> LossSummary:
+def _loss_summary(steps: StepsTaken, events: Sequence[AnyEvent]) -> LossSummary:
     losses = [summary.loss for summary in steps.summaries.values()]
     latest = {event.step: event for event in _of(events, EvaluationFinished)}
     held_out = [latest[step] for step in sorted(latest)]
@@ -284,10 +249,10 @@ def _loss_summary(steps: _Steps, events: Sequence[AnyEvent]) -> LossSummary:
     )
 
 
-def _time_summary(steps: _Steps, record: RunRecord) -> TimeSummary:
+def _time_summary(steps: StepsTaken, record: RunRecord) -> TimeSummary:
     measured = [s for step, s in steps.summaries.items() if step in steps.measured]
     total_s = sum(summary.step_s for summary in measured)
-    utilization = _mfu(measured, record)
+    utilization = _mfu(measured, steps, record)
     return TimeSummary(
         num_steps=len(measured),
         num_warmup_steps=len(steps.summaries) - len(measured),
@@ -300,7 +265,7 @@ def _time_summary(steps: _Steps, record: RunRecord) -> TimeSummary:
     )
 
 
-def _mean_parts(steps: _Steps) -> tuple[TimePart, ...]:
+def _mean_parts(steps: StepsTaken) -> tuple[TimePart, ...]:
     events = [event for (step, _), event in steps.rank_steps.items() if step in steps.measured]
     totals = dict.fromkeys(STEP_PARTS, 0.0)
     for event in events:
@@ -318,29 +283,38 @@ class _Mfu(NamedTuple):
     note: str
 
 
-def _mfu(measured: Sequence[StepSummarized], record: RunRecord) -> _Mfu:
-    """Model FLOPs over time and the sum of the ranks' peaks (`MFU_FORMULA`)."""
-    ranks = {event.rank: event for event in _of(record.events, RankStarted)}
+def _mfu(measured: Sequence[StepSummarized], steps: StepsTaken, record: RunRecord) -> _Mfu:
+    """Model FLOPs over time and the peak of the ranks that ran each step (`MFU_FORMULA`)."""
+    attempts = {steps.attempts[step.step]: steps.ranks_of(step.step) for step in measured}
+    ranks = [rank for of_attempt in attempts.values() for rank in of_attempt]
     if not ranks:
         return _Mfu(None, "no rank has said which device it runs on")
-    peaks = [rank.peak_flop_per_s for rank in ranks.values()]
-    unknown = next((rank for rank in ranks.values() if rank.peak_flop_per_s is None), None)
+    unknown = next((rank for rank in ranks if rank.peak_flop_per_s is None), None)
     if unknown is not None:
         return _Mfu(None, f"{unknown.device}: {unknown.peak_note}")
-    peak = sum(peak for peak in peaks if peak is not None)
-    flops = sum(summary.model_flops for summary in measured)
+    peaks = {
+        attempt: sum(rank.peak_flop_per_s or 0.0 for rank in of_attempt)
+        for attempt, of_attempt in attempts.items()
+    }
     seconds = sum(summary.step_s for summary in measured)
-    devices = ", ".join(dict.fromkeys(rank.device for rank in ranks.values()))
-    notes = "; ".join(dict.fromkeys(rank.peak_note for rank in ranks.values()))
+    # Of a run that went on with fewer ranks, the mean over the time it trained.
+    peak = (
+        sum(summary.step_s * peaks[steps.attempts[summary.step]] for summary in measured)
+        / seconds
+    )
+    flops = sum(summary.model_flops for summary in measured)
+    devices = ", ".join(dict.fromkeys(rank.device for rank in ranks))
+    notes = "; ".join(dict.fromkeys(rank.peak_note for rank in ranks))
     precision = record.request.training[0].training.precision
+    counts = sorted({len(of_attempt) for of_attempt in attempts.values()})
     return _Mfu(
         mfu(flops, seconds=seconds, peak_flop_per_s=peak),
-        f"{MFU_FORMULA}; {precision} peak of {len(ranks)} ranks ({devices}) together "
-        f"{flop_rate_text(peak)}: {notes}",
+        f"{MFU_FORMULA}; {precision} peak of {' or '.join(map(str, counts))} ranks ({devices}) "
+        f"together {flop_rate_text(peak)}: {notes}",
     )
 
 
-def _plan_summary(steps: _Steps, plan: JobPlan) -> PlanSummary:
+def _plan_summary(steps: StepsTaken, plan: JobPlan) -> PlanSummary:
     plans = [event.plan for event in steps.plans.values()]
     times = {step: steps.summaries[step].step_s for step in steps.measured}
     errors = [
@@ -361,7 +335,7 @@ def _plan_summary(steps: _Steps, plan: JobPlan) -> PlanSummary:
     )
 
 
-def _goodput_fraction(steps: _Steps, record: RunRecord) -> float | None:
+def _goodput_fraction(steps: StepsTaken, record: RunRecord) -> float | None:
     if not steps.summaries:
         return None
     times = [event.time_s for event in record.events]
@@ -371,7 +345,7 @@ def _goodput_fraction(steps: _Steps, record: RunRecord) -> float | None:
     return productive_s / wall_s if wall_s > 0 else None
 
 
-def _same_batch(one: _Steps, other: _Steps, step: int) -> bool:
+def _same_batch(one: StepsTaken, other: StepsTaken, step: int) -> bool:
     if step not in one.plans or step not in other.plans:
         return False
     return one.plans[step].lengths == other.plans[step].lengths

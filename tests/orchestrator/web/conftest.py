@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,10 @@ from trimtab.core.events import (
 from trimtab.core.job import (
     DataSource,
     DataSpec,
-    JobHandle,
     JobSpec,
     JobState,
     Request,
+    ScriptSpec,
     TrainingSpec,
 )
 from trimtab.core.model import ModelSpec
@@ -110,11 +111,12 @@ def request(root: Path, *, job_id: str, num_steps: int) -> Request:
         profile=PROFILE,
     )
     return Request(
-        handle=JobHandle(scheduler="local", job_id=job_id),
+        scheduler="local",
         run_dir=str(root / job_id),
         argv=("python", "-m", "trimtab.orchestrator.rank"),
         environment=(),
         num_ranks=4,
+        num_nodes=1,
         job=job,
         layout=LAYOUT,
     )
@@ -167,8 +169,16 @@ def run_state(state: JobState = JobState.RUNNING, *, reason: str = "") -> RunSta
     )
 
 
-def start_events(*, attempt: int = 1, peak: float | None = None) -> list[AnyEvent]:
-    first = AttemptStarted(time_s=BEGAN_S, attempt=attempt, num_ranks=4, layout=str(LAYOUT))
+def start_events(
+    *, attempt: int = 1, peak: float | None = None, num_ranks: int = 4
+) -> list[AnyEvent]:
+    first = AttemptStarted(
+        time_s=BEGAN_S,
+        attempt=attempt,
+        num_ranks=num_ranks,
+        layout=str(replace(LAYOUT, dp=num_ranks)),
+        nodes=("n1", "n2") if attempt == 1 else ("n1",),
+    )
     ranks = [
         RankStarted(
             time_s=BEGAN_S + 18,
@@ -179,7 +189,7 @@ def start_events(*, attempt: int = 1, peak: float | None = None) -> list[AnyEven
             peak_flop_per_s=peak,
             peak_note=NO_PEAK if peak is None else "datasheet",
         )
-        for rank in RANKS
+        for rank in RANKS[:num_ranks]
     ]
     return [first, *ranks]
 
@@ -307,11 +317,18 @@ class SampleRun:
         self.store.append(start_events(peak=peak))
         return self
 
-    def resume(self) -> None:
-        self.store.append(start_events(attempt=2))
+    def resume(self, *, peak: float | None = None, num_ranks: int = 4) -> None:
+        self.store.append(start_events(attempt=2, peak=peak, num_ranks=num_ranks))
 
-    def steps(self, first: int, last: int) -> "SampleRun":
-        self.store.append(e for step in range(first, last + 1) for e in step_events(step))
+    def become_script(self, *argv: str) -> None:
+        """A user's own script instead of the training job."""
+        wanted = self.dir.request()
+        job = ScriptSpec(name="my script", argv=argv, folder="/", num_ranks=4)
+        self.dir.write_request(replace(wanted, job=job, layout=None))
+
+    def steps(self, first: int, last: int, *, num_ranks: int = 4) -> "SampleRun":
+        events = [event for step in range(first, last + 1) for event in step_events(step)]
+        self.store.append(e for e in events if (getattr(e, "rank", None) or 0) < num_ranks)
         return self
 
     def append(self, *events: AnyEvent) -> None:

@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from trimtab.core.errors import InputError
-from trimtab.core.events import AnyEvent, RankExited, StepFinished
+from trimtab.core.events import AnyEvent, AttemptEnded, NodeLost, RankExited, StepFinished
 from trimtab.core.job import JobState
 from trimtab.orchestrator.rundir import RunDir
 from trimtab.orchestrator.web.server import STATIC, bind, create_app, make_server
@@ -25,8 +25,9 @@ class Sample(Protocol):
     dir: RunDir
 
     def start(self, *, peak: float | None = None) -> "Sample": ...
-    def resume(self) -> None: ...
-    def steps(self, first: int, last: int) -> "Sample": ...
+    def resume(self, *, peak: float | None = None, num_ranks: int = 4) -> None: ...
+    def become_script(self, *argv: str) -> None: ...
+    def steps(self, first: int, last: int, *, num_ranks: int = 4) -> "Sample": ...
     def append(self, *events: AnyEvent) -> None: ...
     def finish(self, state: JobState = ..., *, reason: str = ...) -> None: ...
 
@@ -129,6 +130,50 @@ def test_a_resumed_run_shows_its_steps_as_they_ran_last(sample: Sample) -> None:
         run["series"]["step_s"][6]
     )
     assert run["head"]["num_steps_done"] == 7
+
+
+def test_a_restart_on_fewer_ranks_keeps_the_earlier_steps_as_they_ran(sample: Sample) -> None:
+    sample.start(peak=1e9).steps(1, 4)
+    reason, decision = "the node n2 is lost", "starting again from the last checkpoint"
+    sample.append(
+        NodeLost(time_s=9.0, node="n2", reason="its agent does not answer"),
+        AttemptEnded(time_s=9.0, attempt=1, reason=reason, decision=decision),
+    )
+    sample.resume(peak=1e9, num_ranks=2)
+    run = snapshot(sample.steps(3, 4, num_ranks=2))
+    assert run["head"]["num_ranks"] == 2
+    assert run["head"]["num_steps_done"] == 4
+    assert [rank["rank"] for rank in run["ranks"]] == [0, 1]
+    shares = [mfu * step_s for mfu, step_s in zip(*_columns(run, "mfu", "step_s"), strict=True)]
+    flops = [9e6 * tokens for tokens in _tokens(run)]
+    peaks = [flop / share for flop, share in zip(flops, shares, strict=True)]
+    assert peaks == pytest.approx([4e9, 4e9, 2e9, 2e9])
+    plans = [get(sample, f"/api/runs/{sample.job_id}/plans/{step}").json() for step in (2, 3)]
+    assert [plan["num_ranks"] for plan in plans] == [4, 2]
+    texts = [note["text"] for note in run["notes"]]
+    assert "attempt 1: 4 ranks, layout tp1 pp1 dp4 cp1, on n1, n2" in texts
+    assert "node n2 is lost: its agent does not answer" in texts
+    assert f"attempt 1 ended: {reason}; {decision}" in texts
+
+
+def _columns(run: dict[str, Any], *names: str) -> list[list[float]]:
+    return [run["series"][name] for name in names]
+
+
+def _tokens(run: dict[str, Any]) -> list[float]:
+    rates, times = _columns(run, "tokens_per_s", "step_s")
+    return [rate * step_s for rate, step_s in zip(rates, times, strict=True)]
+
+
+def test_a_script_is_shown_as_what_it_is(sample: Sample) -> None:
+    sample.become_script("python", "my train.py", "--lr", "1e-3")
+    run = snapshot(sample.start())
+    assert run["head"]["script"] == "python 'my train.py' --lr 1e-3"
+    assert (run["head"]["name"], run["head"]["num_steps"]) == ("my script", None)
+    assert len(run["ranks"]) == 4
+    assert run["head"]["mfu"]["reason"] == "Trimtab does not know the steps of a script"
+    missing = get(sample, f"/api/runs/{sample.job_id}/plans/1")
+    assert (missing.status_code, missing.json()) == (404, {"error": "step 1 has no plan yet"})
 
 
 def test_a_dead_rank_and_its_last_words_are_noted(sample: Sample) -> None:

@@ -215,3 +215,15 @@ def test_an_empty_run_explains_what_will_appear(page: Page, sample: Any) -> None
     sample.start().steps(1, 1)
     text_is(tab, "#tile-steps", "1 / 60")
     tab.locator("#chart-loss canvas").wait_for()
+
+
+def test_a_script_has_its_ranks_and_events_and_no_charts(page: Page, sample: Any) -> None:
+    sample.become_script("python", "<b>train.py</b>")
+    sample.start()
+    opened = page.open(f"/runs/{sample.job_id}")
+    text_is(opened, "#ranks-note", "4 of 4 running")
+    assert "script: python '<b>train.py</b>'" in opened.text_content("#run-facts")
+    assert opened.is_visible("#script-note")
+    for hidden in ("#tiles", "#plan-title", "#chart-loss", "#checkpoints-title"):
+        assert not opened.is_visible(hidden), hidden
+    assert opened.title() == "running · my script · Trimtab"

@@ -12,7 +12,7 @@ from trimtab.planners.costs import group_s
 
 
 def plan_document(
-    event: StepPlanned, *, request: Request, measured_s: float | None
+    event: StepPlanned, *, request: Request, num_ranks: int, measured_s: float | None
 ) -> dict[str, Any]:
     """The plan with the predicted time of each group.
 
@@ -20,6 +20,7 @@ def plan_document(
         event: The plan and the lengths it is for.
         request: What runs: its planner's profile predicts. Where that has none (no profile, and
             a device of unknown peak), `seconds` is null and waves are drawn equally long.
+        num_ranks: How many ranks shared the step: a restart may have fewer than the request.
         measured_s: What the step took, once it has finished.
     """
     plan = event.plan
@@ -30,7 +31,7 @@ def plan_document(
     ]
     return {
         "step": event.step,
-        "num_ranks": request.training[1].group_ranks,
+        "num_ranks": min(request.training[1].group_ranks, num_ranks),
         "waves": waves,
         "predicted_s": plan.step_s,
         "measured_s": measured_s,

@@ -1,6 +1,7 @@
 """The runs under one folder, as JSON for the page."""
 
 import re
+import shlex
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Final
 
 from trimtab.core.errors import RunDirError
 from trimtab.core.events import STEP_PARTS, StepFinished, StepPlanned
-from trimtab.core.job import Request
+from trimtab.core.job import JobSpec, Request, ScriptSpec
 from trimtab.monitor.store import EventStore, read_event
 from trimtab.orchestrator.observation import Observed, observe, observe_runs
 from trimtab.orchestrator.rundir import NoSuchRunError, RunDir, RunState
@@ -100,10 +101,15 @@ class OpenRun:
             rows = self._store.rows(kinds=(StepPlanned,), step=step) if self._store else []
             if not rows or self._request is None:
                 raise NoSuchRunError(f"step {step} has no plan yet")
-            request, measured_s = self._request, self._view.steps.step_s(step)
+            request, planned = self._request, self._view.steps.row(step)
         event = read_event(rows[-1].body)
         assert isinstance(event, StepPlanned)
-        return plan_document(event, request=request, measured_s=measured_s)
+        return plan_document(
+            event,
+            request=request,
+            num_ranks=planned.num_ranks if planned else request.num_ranks,
+            measured_s=planned.step_s if planned else None,
+        )
 
     def close(self) -> None:
         """Close the store; the next call opens it again."""
@@ -128,31 +134,26 @@ class OpenRun:
     def _head(self, state: RunState) -> dict[str, Any]:
         request = self._request
         assert request is not None
-        (job, layout), view = request.training, self._view
+        view = self._view
         last = view.steps.last_finished
         finished = view.steps.finished()
         return {
             "job_id": self._dir.job_id,
             "handle": str(self._dir.handle),
             "run_dir": str(self._dir.path),
-            "name": job.name,
+            "name": request.job.name,
             "state": state.state.value,
             "reason": state.reason,
             "attempt": state.attempt,
-            "num_ranks": request.num_ranks,
-            "layout": str(layout),
-            "cluster": job.cluster.name,
-            "model": job.model.name,
-            "num_parameters": job.model.num_parameters,
-            "grouping": job.step_planning.grouping,
-            "num_steps": job.training.num_steps,
+            "num_ranks": view.num_ranks or request.num_ranks,
+            **_what_runs(request),
             "num_steps_done": last.step if last else 0,
             "submitted_s": _earliest(state.submitted_s, view.first_time_s),
             "ended_s": _ended_s(state, view),
             "productive_s": sum(row.summary["step_s"] for row in finished if row.summary),
             "forecast_step_s": self._forecast_step_s,
             "last_planned_step": view.steps.last_planned_step,
-            "mfu": view.mfu_note(job.training.precision),
+            "mfu": view.mfu_note(_precision(request)),
         }
 
     def _rank_parts(self, rank: int) -> dict[int, Column]:
@@ -188,6 +189,27 @@ def _listing(job_id: str, run: Observed | RunDirError) -> dict[str, Any]:
         "submitted_s": observed.submitted_s,
         "finished_s": observed.finished_s,
     }
+
+
+def _what_runs(request: Request) -> dict[str, Any]:
+    """What the page says of a training job, and of a user's script, which has no steps."""
+    job = request.job
+    if isinstance(job, ScriptSpec):
+        known = ("layout", "cluster", "model", "num_parameters", "grouping", "num_steps")
+        return dict.fromkeys(known) | {"script": shlex.join(job.argv)}
+    return {
+        "script": None,
+        "layout": str(request.layout),
+        "cluster": job.cluster.name,
+        "model": job.model.name,
+        "num_parameters": job.model.num_parameters,
+        "grouping": job.step_planning.grouping,
+        "num_steps": job.training.num_steps,
+    }
+
+
+def _precision(request: Request) -> str | None:
+    return request.job.training.precision if isinstance(request.job, JobSpec) else None
 
 
 def _forecast_step_s(run_dir: RunDir) -> float | None:

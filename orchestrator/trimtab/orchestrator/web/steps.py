@@ -23,12 +23,21 @@ class StepRow:
     """What is known of one step; it grows as the ranks report."""
 
     step: int
+    num_ranks: int
+    """Of the attempt it ran in: a restart may have fewer."""
+    peak_flop_per_s: float | None = None
+    """Of those ranks together; None leaves the MFU blank."""
     last_id: int = 0
     """Id of the newest event that changed it."""
     summary: Fields | None = None
     predicted_s: float | None = None
     part_sums_s: list[float] = field(default_factory=lambda: [0.0] * len(STEP_PARTS))
     num_ranks_finished: int = 0
+
+    @property
+    def step_s(self) -> float | None:
+        """Measured time, or None where it has not finished."""
+        return None if self.summary is None else self.summary["step_s"]
 
     @property
     def mean_parts_s(self) -> Column:
@@ -44,13 +53,15 @@ class StepTable:
     def __init__(self) -> None:
         self._rows: dict[int, StepRow] = {}
         self._attempt_is_new = False
+        self._num_ranks = 0
         self.dropped_at_id = 0
         """Id of the event that last made steps of an earlier attempt void."""
         self.last_planned_step = 0
 
-    def begin_attempt(self) -> None:
+    def begin_attempt(self, num_ranks: int) -> None:
         """From the first step that the ranks report now, everything runs again."""
         self._attempt_is_new = True
+        self._num_ranks = num_ranks
 
     def add_plan(self, fields: Fields, event_id: int) -> None:
         """A `StepPlanned`."""
@@ -64,9 +75,12 @@ class StepTable:
         for index, seconds in enumerate(part_seconds(fields)):
             row.part_sums_s[index] += seconds
 
-    def add_summary(self, fields: Fields, event_id: int) -> None:
-        """A `StepSummarized`."""
-        self._touch(fields["step"], event_id).summary = fields
+    def add_summary(
+        self, fields: Fields, event_id: int, *, peak_flop_per_s: float | None
+    ) -> None:
+        """A `StepSummarized`, of ranks with this peak together."""
+        row = self._touch(fields["step"], event_id)
+        row.summary, row.peak_flop_per_s = fields, peak_flop_per_s
 
     def finished(self, *, after_id: int = 0) -> list[StepRow]:
         """Summarized steps in order, of those that changed after an event."""
@@ -79,10 +93,9 @@ class StepTable:
         finished = (row for row in self._rows.values() if row.summary is not None)
         return max(finished, key=lambda row: row.step, default=None)
 
-    def step_s(self, step: int) -> float | None:
-        """Measured time of a step, or None where it has not finished."""
-        row = self._rows.get(step)
-        return row.summary["step_s"] if row is not None and row.summary is not None else None
+    def row(self, step: int) -> StepRow | None:
+        """What is known of a step, or None."""
+        return self._rows.get(step)
 
     def _touch(self, step: int, event_id: int) -> StepRow:
         if self._attempt_is_new:
@@ -91,7 +104,7 @@ class StepTable:
                 self._rows = {s: row for s, row in self._rows.items() if s < step}
                 self.last_planned_step = max(self._rows, default=0)
                 self.dropped_at_id = event_id
-        row = self._rows.setdefault(step, StepRow(step=step))
+        row = self._rows.setdefault(step, StepRow(step=step, num_ranks=self._num_ranks))
         row.last_id = event_id
         return row
 
@@ -107,7 +120,6 @@ def part_seconds(fields: Fields) -> list[float]:
 def columns(
     rows: Sequence[StepRow],
     *,
-    peak_flop_per_s: float | None,
     rank_parts: Mapping[int, Column] | None = None,
     max_points: int | None = None,
 ) -> dict[str, Any]:
@@ -117,11 +129,10 @@ def columns(
 
     Args:
         rows: Summarized steps, in order.
-        peak_flop_per_s: Of all ranks together; None leaves the MFU blank.
         rank_parts: Parts of one rank by step, in place of the mean over ranks.
         max_points: Merge older steps until there are at most so many; None: never.
     """
-    figures = [_figures(row, peak_flop_per_s=peak_flop_per_s) for row in rows]
+    figures = [_figures(row) for row in rows]
     names = list(figures[0]) if figures else list(_NO_FIGURES)
     parts = [_parts(row, rank_parts) for row in rows]
     spans = _spans(len(rows), max_points)
@@ -146,7 +157,7 @@ def _spans(num_rows: int, max_points: int | None) -> list[tuple[int, int]]:
     return old + [(row, row + 1) for row in range(num_old, num_rows)]
 
 
-def _figures(row: StepRow, *, peak_flop_per_s: float | None) -> dict[str, float | None]:
+def _figures(row: StepRow) -> dict[str, float | None]:
     summary = row.summary
     assert summary is not None
     step_s = summary["step_s"]
@@ -155,7 +166,7 @@ def _figures(row: StepRow, *, peak_flop_per_s: float | None) -> dict[str, float 
         "step_s": step_s,
         "predicted_s": row.predicted_s,
         "tokens_per_s": summary["num_tokens"] / step_s if step_s else None,
-        "mfu": mfu(summary["model_flops"], seconds=step_s, peak_flop_per_s=peak_flop_per_s),
+        "mfu": mfu(summary["model_flops"], seconds=step_s, peak_flop_per_s=row.peak_flop_per_s),
         "gradient_norm": summary["gradient_norm"],
         "learning_rate": summary["learning_rate"],
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trimtab.core.model import MFU_FORMULA
-from trimtab.core.units import flop_rate_text
+from trimtab.core.units import counted, flop_rate_text
 from trimtab.monitor.store import StoredRow
 from trimtab.orchestrator.web.steps import MAX_POINTS, Column, Fields, StepTable, columns
 
@@ -54,7 +54,6 @@ class RunView:
         """Everything the page draws except plans, at most `MAX_POINTS` points a curve."""
         series = columns(
             self.steps.finished(),
-            peak_flop_per_s=self.peak_flop_per_s,
             rank_parts=rank_parts,
             max_points=MAX_POINTS,
         )
@@ -72,7 +71,7 @@ class RunView:
         void_at_id = max(self.attempt_began_at_id, self.steps.dropped_at_id)
         if after_id > self.last_id or after_id < void_at_id or len(rows) > MAX_LIVE_ROWS:
             return {"id": self.last_id, "reset": True}
-        series = columns(rows, peak_flop_per_s=self.peak_flop_per_s, rank_parts=rank_parts)
+        series = columns(rows, rank_parts=rank_parts)
         return {"id": self.last_id, "series": series, **self._lists(after_id)}
 
     @property
@@ -83,10 +82,13 @@ class RunView:
             return None
         return float(sum(peaks))
 
-    def mfu_note(self, precision: str) -> dict[str, Any]:
+    def mfu_note(self, precision: str | None) -> dict[str, Any]:
         """The formula, precision and peak behind the MFU, or why it is blank."""
         peak = self.peak_flop_per_s
-        note: dict[str, Any] = {"formula": MFU_FORMULA, "precision": precision}
+        note: dict[str, Any] = {"formula": MFU_FORMULA, "precision": precision or "unknown"}
+        if precision is None:
+            reason = "Trimtab does not know the steps of a script"
+            return note | {"peak_flop_per_s": None, "peak": None, "reason": reason}
         if peak is not None:
             mean = flop_rate_text(peak / self.num_ranks)
             source = self.ranks[min(self.ranks)].value["peak_note"]
@@ -152,11 +154,29 @@ def _attempt_started(view: RunView, fields: Fields, event_id: int) -> None:
     view.attempt_began_at_id = event_id
     view.ranks = {}
     view.gpus = {}
-    view.steps.begin_attempt()
+    view.steps.begin_attempt(view.num_ranks)
     for rank in range(view.num_ranks):
         view._rank(rank, event_id)
-    text = f"attempt {fields['attempt']}: {view.num_ranks} ranks, layout {fields['layout']}"
+    text = f"attempt {fields['attempt']}: {counted(view.num_ranks, 'rank')}"
+    text += f", layout {fields['layout']}" if fields["layout"] else ""
+    text += f", on {', '.join(fields['nodes'])}" if fields["nodes"] else ""
     view._note(fields, event_id, severity="info", text=text)
+
+
+def _attempt_ended(view: RunView, fields: Fields, event_id: int) -> None:
+    text = f"attempt {fields['attempt']} ended: {fields['reason']}; {fields['decision']}"
+    view._note(fields, event_id, severity="info", text=text)
+
+
+def _node_lost(view: RunView, fields: Fields, event_id: int) -> None:
+    text = f"node {fields['node']} is lost: {fields['reason']}"
+    view._note(fields, event_id, severity="critical", text=text)
+
+
+def _rank_frozen(view: RunView, fields: Fields, event_id: int) -> None:
+    view._rank(fields["rank"], event_id)["doing"] = "stopped"
+    text = f"rank {fields['rank']} is frozen: {fields['reason']}"
+    view._note(fields, event_id, severity="critical", text=text)
 
 
 def _rank_started(view: RunView, fields: Fields, event_id: int) -> None:
@@ -184,7 +204,7 @@ def _step_finished(view: RunView, fields: Fields, event_id: int) -> None:
 
 
 def _step_summarized(view: RunView, fields: Fields, event_id: int) -> None:
-    view.steps.add_summary(fields, event_id)
+    view.steps.add_summary(fields, event_id, peak_flop_per_s=view.peak_flop_per_s)
 
 
 def _evaluated(view: RunView, fields: Fields, event_id: int) -> None:
@@ -240,6 +260,9 @@ def _job_finished(view: RunView, fields: Fields, event_id: int) -> None:
 
 _HANDLERS: Mapping[str, Callable[[RunView, Fields, int], None]] = {
     "AttemptStarted": _attempt_started,
+    "AttemptEnded": _attempt_ended,
+    "NodeLost": _node_lost,
+    "RankFrozen": _rank_frozen,
     "RankStarted": _rank_started,
     "RankProgressed": _rank_progressed,
     "StepPlanned": _step_planned,

@@ -12,17 +12,23 @@ export function drawHead(data) {
   state.className = `pill ${head.state}`;
   setText("run-state", head.state);
   const attempt = head.attempt > 1 ? [`attempt ${head.attempt}`] : [];
-  const facts = [`${head.model} (${count(head.num_parameters)} parameters)`, `${head.num_ranks} ${head.num_ranks === 1 ? "rank" : "ranks"}`, `layout ${head.layout}`, head.cluster, head.mfu.precision, GROUPINGS[head.grouping] ?? head.grouping, ...attempt, head.handle];
+  const ranks = `${head.num_ranks} ${head.num_ranks === 1 ? "rank" : "ranks"}`;
+  const training = head.script == null ? [`${head.model} (${count(head.num_parameters)} parameters)`, ranks, `layout ${head.layout}`, head.cluster, head.mfu.precision, GROUPINGS[head.grouping] ?? head.grouping] : [`script: ${head.script}`, ranks];
+  const facts = [...training, ...attempt, head.handle];
   setText("run-facts", facts.join("  ·  "));
   const reason = byId("run-reason");
   reason.hidden = !head.reason || head.state === "running";
   reason.className = `reason ${head.state}`;
   setText("run-reason", head.reason);
-  document.title = `${head.num_steps_done}/${head.num_steps} · ${head.name} · Trimtab`;
+  const progress = head.script == null ? `${head.num_steps_done}/${head.num_steps}` : head.state;
+  document.title = `${progress} · ${head.name} · Trimtab`;
+  for (const part of document.querySelectorAll(".of-steps")) part.hidden = head.script != null;
+  byId("script-note").hidden = head.script == null;
 }
 
 export function drawTiles(data) {
   const { head } = data;
+  if (head.script != null) return;
   setText("tile-steps", `${head.num_steps_done} / ${head.num_steps}`);
   byId("tile-progress").value = head.num_steps_done / head.num_steps;
   const loss = data.series.loss;
