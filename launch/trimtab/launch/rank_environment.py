@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from trimtab.launch import wire
+
+STORE_FD_VARIABLE: Final = "TRIMTAB_STORE_FD"
+"""Names the open file, inherited by rank 0, that is the bound socket of the ranks' store."""
 
 
 def rank_environment(
@@ -64,7 +68,7 @@ def rank_environment(
             "SLURM_STEP_TASKS_PER_NODE": _per_node(order),
         }
     if store_fd is not None:
-        environment["TRIMTAB_STORE_FD"] = str(store_fd)
+        environment[STORE_FD_VARIABLE] = str(store_fd)
     return environment
 
 

@@ -1,6 +1,7 @@
-"""What a launcher starts for every rank: `python -m trimtab.orchestrator.rank RUN_DIR`.
+"""What an agent starts for every rank: `python -m trimtab.orchestrator.rank RUN_DIR [--warm]`.
 
-Torch is imported in `main` only: the signal handler and the planning process come first.
+Torch is imported by functions only: the signal handler and the planning process come first.
+With `--warm` it imports first, and then waits to become a rank (`launch/warm.py`).
 """
 
 import os
@@ -18,6 +19,8 @@ from trimtab.core import serde
 from trimtab.core.errors import ExitCode, TrimtabError
 from trimtab.core.events import Alert
 from trimtab.core.job import Request
+from trimtab.launch.rank_environment import STORE_FD_VARIABLE
+from trimtab.launch.warm import WARM_FLAG, await_order
 from trimtab.orchestrator.plan_ahead import PlanAhead
 from trimtab.orchestrator.step_planning import step_planner
 
@@ -61,12 +64,21 @@ def end_with_parent() -> None:
 
 
 def main() -> ExitCode:
-    """Run one rank to its end."""
+    """Run one rank to its end, at once or when it is ordered."""
     run_dir = Path(sys.argv[1])
+    warnings.filterwarnings("ignore", module=r"torch\.")
+    if sys.argv[2:] == [WARM_FLAG]:
+        _import_all()
+        if not await_order():
+            return ExitCode.OK
+    return run(run_dir)
+
+
+def run(run_dir: Path) -> ExitCode:
+    """Run the rank that the environment describes."""
     rank = int(os.environ["RANK"])
     stop = StopSignal()
     end_with_parent()
-    warnings.filterwarnings("ignore", module=r"torch\.")
     from trimtab.launch.runtime.telemetry import TelemetrySender
 
     request = serde.from_json(
@@ -111,7 +123,7 @@ def _run(
                 world_size=int(os.environ["WORLD_SIZE"]),
                 local_rank=int(os.environ["LOCAL_RANK"]),
                 rendezvous=os.environ["TRIMTAB_RENDEZVOUS"],
-                store_fd=int(fd) if (fd := os.environ.get("TRIMTAB_STORE_FD")) else None,
+                store_fd=int(fd) if (fd := os.environ.get(STORE_FD_VARIABLE)) else None,
             ),
             run_dir=run_dir,
             plans=plans,
@@ -121,6 +133,11 @@ def _run(
     finally:
         if plans is not None:
             plans.close()
+
+
+def _import_all() -> None:
+    """Import what takes a rank most of its start."""
+    import trimtab.launch.runtime.worker  # noqa: F401  kept by the interpreter
 
 
 if __name__ == "__main__":
