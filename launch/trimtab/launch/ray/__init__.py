@@ -1,0 +1,1 @@
+"""Ray: jobs through its Jobs API, nodes by placement groups, agents started by actors."""
