@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from trimtab.orchestrator.cli.main import app
+from trimtab.orchestrator.cli.main import make_app
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -109,7 +109,7 @@ def anchors(document: Path) -> set[str]:
 
 @documents
 def test_the_commands_and_options_exist(document: Path) -> None:
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group has it
+    known = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]  # a group has it
     for _, *arguments in console_commands(document, "trimtab"):
         names = [argument for argument in arguments if not argument.startswith("-")]
         if not names:

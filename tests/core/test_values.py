@@ -147,8 +147,11 @@ def test_a_handle_reads_back() -> None:
         (lambda: BatchProfile(lengths=()), "lengths: expected at least one entry"),
         (lambda: BatchProfile(lengths=(3, 0)), "lengths[1]: expected a whole number >= 1"),
         (lambda: Layout(zero=4), "layout.zero: expected 0 to 3, got 4"),
-        (lambda: JobHandle.parse("demo"), "expected the form local://ID, got 'demo'"),
-        (lambda: JobHandle.parse("slurm://1"), "unknown value 'slurm'"),
+        (
+            lambda: JobHandle.parse("demo"),
+            "expected the form local://ID, slurm://ID or ray://ID, got 'demo'",
+        ),
+        (lambda: JobHandle.parse("slurn://1"), "unknown value 'slurn'"),
         (lambda: JobHandle.parse("local://../x"), "is not a job id"),
         (lambda: DataSource(path="x", weight=-1.0), "weight: expected a finite number > 0"),
         (lambda: DataSource(path="x", format="json"), "did you mean 'jsonl'?"),  # type: ignore[arg-type]

@@ -291,10 +291,13 @@ def test_mfu_is_model_flops_over_time_and_all_peaks() -> None:
 
 def test_a_run_that_goes_on_with_fewer_ranks_is_measured_on_those_of_each_step() -> None:
     four = [rank_started(rank, peak=1e9) for rank in range(4)]
-    first = (attempt(1), *four, *(finished(step, 1.0) for step in range(1, 5)))
-    second = (attempt(2), *four[:2], *(finished(step, 2.0) for step in range(4, 8)))
-    stale = (rank_step(5, 3, forward_s=9.0, waiting_s=0.0),)  # never finished by all
-    report = report_of(*first, *stale, *second, rank_step(6, 0, forward_s=2.0, waiting_s=0.0))
+    first = [finished(step, 1.0) for step in range(1, 5)]
+    stale = rank_step(6, 3, forward_s=9.0, waiting_s=0.0)  # the others never finished it
+    second = [finished(step, 2.0) for step in range(4, 8)]
+    counted = rank_step(6, 0, forward_s=2.0, waiting_s=0.0)
+    report = report_of(
+        attempt(1), *four, *first, stale, attempt(2), *four[:2], *second, counted
+    )
     assert report.times is not None
     assert report.num_attempts == 2
     assert report.times.num_steps == 3, "step 3 of the first attempt, 6 and 7 of the second"

@@ -10,7 +10,8 @@ from trimtab.core.events import (
     StepSummarized,
 )
 from trimtab.core.plan import SequenceGroup, StagePath, StepPlan, Wave
-from trimtab.orchestrator.cli.watched import Watched, printable
+from trimtab.orchestrator.cli.output import printable
+from trimtab.orchestrator.cli.watched import Watched
 
 
 def rank_started(rank: int, peak: float | None = None) -> RankStarted:

@@ -106,9 +106,9 @@ def _encode(hint: Any, value: Any, *, path: str) -> Any:
 
 
 def _decode(hint: Any, value: Any, *, path: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
+    if _is_union(hint):
         return _decode_union(hint, value, path=path)
+    origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return _decode_literal(hint, value, path=path)
     if origin is tuple:
@@ -175,12 +175,16 @@ def _decode_fields(expected: type, value: Any, *, path: str) -> Any:
     for name in value:
         if name not in hints:
             raise InputError(f"{prefix}{name}: {unknown_name_message('key', name, hints)}")
+    plain = _plain_types(expected)
     arguments = {
-        name: _decode(hints[name], item, path=f"{prefix}{name}") for name, item in value.items()
+        name: item
+        if type(item) in plain[name]
+        else _decode(hints[name], item, path=f"{prefix}{name}")
+        for name, item in value.items()
     }
-    for field in dataclasses.fields(expected):
-        if field.name not in arguments and field.default is dataclasses.MISSING:
-            raise InputError(f"{prefix}{field.name}: missing from {expected.__name__}")
+    for name in _required(expected):
+        if name not in arguments:
+            raise InputError(f"{prefix}{name}: missing from {expected.__name__}")
     return expected(**arguments)
 
 
@@ -207,8 +211,13 @@ def _with_type_tag(expected: Any) -> Any:
     return _Tagged[expected] if dataclasses.is_dataclass(expected) else expected
 
 
+@functools.cache
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
+
+
 def _is_tagged(hint: Any) -> bool:
-    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+    if not _is_union(hint):
         return False
     return sum(member is not types.NoneType for member in typing.get_args(hint)) > 1
 
@@ -218,3 +227,24 @@ def _field_types(cls: Any) -> dict[str, Any]:
     """Field names of the dataclass `cls`, in order, with their resolved types."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _plain_types(cls: Any) -> dict[str, frozenset[type]]:
+    """Types of JSON values that a field takes as they are; most values of most documents."""
+    return {name: _plain(hint) for name, hint in _field_types(cls).items()}
+
+
+def _plain(hint: Any) -> frozenset[type]:
+    members = typing.get_args(hint) if _is_union(hint) else (hint,)
+    rest = [member for member in members if member is not types.NoneType]
+    if len(rest) == 1 and rest[0] in _SCALARS:
+        return frozenset(members)
+    return frozenset({types.NoneType} & set(members))
+
+
+@functools.cache
+def _required(cls: Any) -> tuple[str, ...]:
+    """Names of the fields of the dataclass `cls` that have no default."""
+    fields = dataclasses.fields(cls)
+    return tuple(field.name for field in fields if field.default is dataclasses.MISSING)

@@ -8,14 +8,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trimtab.core.errors import ExitCode, InputError, RunDirError
 from trimtab.core.job import JobHandle, JobState
-from trimtab.launch.api import SchedulerView
 from trimtab.orchestrator.rundir import RunDir, RunState
 from trimtab.orchestrator.runs_folder import list_runs
 from trimtab.orchestrator.schedulers import scheduler_of
+
+if TYPE_CHECKING:
+    from trimtab.launch.api import SchedulerView
 
 ANSWER_AGE_S: Final = 2.0
 FORGOTTEN_AFTER_S: Final = 10.0
@@ -27,7 +29,7 @@ class Observed:
     """A run as it stands now."""
 
     state: RunState
-    view: SchedulerView | None = None
+    view: "SchedulerView | None" = None
     """What the scheduler says; None: it was not asked, or does not know the job."""
     trouble: str = ""
     """Why the scheduler could not be asked."""
@@ -38,7 +40,7 @@ class Answer:
     """What a scheduler said of a job, or why it could not be asked."""
 
     handle: JobHandle
-    view: SchedulerView | None = None
+    view: "SchedulerView | None" = None
     """None: it does not know the job."""
     trouble: str = ""
 
@@ -84,12 +86,15 @@ def observe_runs(root: Path, *, limit: int) -> list[tuple[RunDir, Observed | Run
         root: The folder of the run directories.
         limit: At most this many; 0 for all.
     """
-    listed = [(RunDir(root / run_id), state) for run_id, state in list_runs(root, limit=limit)]
-    whole = [(run, state) for run, state in listed if isinstance(state, RunState)]
+    found: list[tuple[RunDir, RunState | RunDirError]] = []
+    for run_id, state in list_runs(root, limit=limit):
+        run = RunDir(root / run_id)
+        found.append((run, state if isinstance(state, RunDirError) else _checked(run, state)))
+    whole = [(run, state) for run, state in found if isinstance(state, RunState)]
     observed = dict(zip((run.path for run, _ in whole), observe_all(whole), strict=True))
     return [
         (run, state if isinstance(state, RunDirError) else observed[run.path])
-        for run, state in listed
+        for run, state in found
     ]
 
 
@@ -124,6 +129,17 @@ def combined(state: RunState, answer: Answer | None, *, now_s: float) -> Observe
         pending = replace(state, state=JobState.PENDING, reason=reason)
         return Observed(state=pending, view=view)
     return Observed(state=state, view=view)
+
+
+def _checked(run: RunDir, state: RunState) -> RunState | RunDirError:
+    """The state, or what is wrong with the handles under which it is to be asked for."""
+    if state.scheduler == "local" or state.state.is_final:
+        return state
+    try:
+        _ = run.handles
+    except RunDirError as error:
+        return error
+    return state
 
 
 def _ended(state: RunState, final: JobState, reason: str) -> RunState:

@@ -55,13 +55,11 @@ def list_runs(root: Path, *, limit: int) -> Iterator[tuple[str, RunState | RunDi
     for job_id in run_ids(root):
         if limit and num_found == limit:
             return
-        run = RunDir(root / job_id)
         try:
-            if not run.has_state:
-                continue
-            found: RunState | RunDirError = run.state()
-            _ = run.handles  # raises where they are damaged
+            found: RunState | RunDirError = RunDir(root / job_id).state()
         except RunDirError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                continue  # no run directory
             found = error
         num_found += 1
         yield job_id, found

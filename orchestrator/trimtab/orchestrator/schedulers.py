@@ -1,16 +1,18 @@
 """The three schedulers by name, starting Trimtab's own ranks and keepers."""
 
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trimtab.core.job import Request, SchedulerName
-from trimtab.launch.api import Scheduler
+
+if TYPE_CHECKING:
+    from trimtab.launch.api import Scheduler
 
 RANK_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.rank")
 KEEPER_COMMAND: Final = (sys.executable, "-P", "-m", "trimtab.orchestrator.keeper")
 
 
-def scheduler_of(name: SchedulerName, *, address: str | None = None) -> Scheduler:
+def scheduler_of(name: SchedulerName, *, address: str | None = None) -> "Scheduler":
     """A scheduler; Slurm's and Ray's modules are read only where they are used.
 
     Args:
@@ -34,6 +36,6 @@ def scheduler_of(name: SchedulerName, *, address: str | None = None) -> Schedule
             )
 
 
-def scheduler_for(request: Request) -> Scheduler:
+def scheduler_for(request: Request) -> "Scheduler":
     """The scheduler that a run was submitted to, on its own cluster."""
     return scheduler_of(request.scheduler, address=request.job.ray.address)

@@ -151,7 +151,7 @@ def test_a_restart_on_fewer_ranks_keeps_the_earlier_steps_as_they_ran(sample: Sa
     plans = [get(sample, f"/api/runs/{sample.job_id}/plans/{step}").json() for step in (2, 3)]
     assert [plan["num_ranks"] for plan in plans] == [4, 2]
     texts = [note["text"] for note in run["notes"]]
-    assert "attempt 1: 4 ranks, layout tp1 pp1 dp4 cp1, on n1, n2" in texts
+    assert "attempt 1: 4 ranks, layout tp1 pp1 dp4, on n1, n2" in texts
     assert "node n2 is lost: its agent does not answer" in texts
     assert f"attempt 1 ended: {reason}; {decision}" in texts
 

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.orchestrator.cli.output import JsonOption, print_json
+from trimtab.orchestrator.cli.output import JsonOption, print_json, printable
 from trimtab.orchestrator.cli.which_run import NewestRunArgument, RunArgument, named_or_newest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from trimtab.core.errors import RunDirError
     from trimtab.core.events import Event
+    from trimtab.orchestrator.observation import Observed
     from trimtab.orchestrator.rundir import RunDir
 
 _NAME_WIDTH = 32
@@ -84,24 +86,49 @@ def list_jobs(
     json_output: JsonOption = False,
 ) -> None:
     """List the runs submitted from here, newest first."""
-    from trimtab.core.errors import RunDirError
-    from trimtab.orchestrator.cli.states import state_document
     from trimtab.orchestrator.observation import observe_runs
     from trimtab.orchestrator.runs_folder import runs_root
 
     root = runs_root()
-    runs: list[dict[str, Any]] = []
-    for run, observed in observe_runs(root, limit=limit):
-        if isinstance(observed, RunDirError):
-            runs.append({"handle": run.job_id, "error": str(observed)})
-        else:
-            runs.append(state_document(run, observed))
+    runs = observe_runs(root, limit=limit)
     if json_output:
-        print_json({"schema": 1, "root": str(root), "runs": runs})
+        documents = [_listing(run, observed) for run, observed in runs]
+        print_json({"schema": 1, "root": str(root), "runs": documents})
     elif not runs:
         typer.echo(f"no runs in {root} yet; to start one: trimtab submit JOB.yaml")
     else:
-        _print_list(runs)
+        _print_list([_cells(run, observed) for run, observed in runs])
+
+
+def _listing(run: "RunDir", observed: "Observed | RunDirError") -> dict[str, Any]:
+    """A run as `list --json` has it; a broken one with what is wrong."""
+    from trimtab.core.errors import RunDirError
+    from trimtab.orchestrator.cli.states import state_document
+
+    try:
+        if isinstance(observed, RunDirError):
+            raise observed
+        return state_document(run, observed)
+    except RunDirError as error:
+        return {"handle": run.job_id, "error": str(error)}
+
+
+def _cells(run: "RunDir", observed: "Observed | RunDirError") -> tuple[str, str]:
+    """A line of `list`: the handle, and the rest."""
+    from trimtab.core.errors import RunDirError
+    from trimtab.orchestrator.cli.states import handle_text
+
+    try:
+        if isinstance(observed, RunDirError):
+            raise observed
+        state = observed.state
+        handle = handle_text(run, state)
+    except RunDirError as error:
+        return run.job_id, f"{'broken':<9}  {error}"
+    return handle, (
+        f"{state.state.value:<9}  {state.num_ranks:>5}  {_clock_text(state.submitted_s)}  "
+        f"{printable(state.name)[:_NAME_WIDTH]}"
+    )
 
 
 def _course_or_warning(run: "RunDir") -> dict[str, Any]:
@@ -117,20 +144,21 @@ def _course_or_warning(run: "RunDir") -> dict[str, Any]:
 
 def _course(run: "RunDir") -> dict[str, Any]:
     """How far a run has come, from its request and events."""
-    from trimtab.core.events import (
-        AttemptEnded,
-        AttemptStarted,
-        CheckpointSaved,
-        StepSummarized,
-    )
     from trimtab.core.job import JobSpec
-    from trimtab.monitor.store import EventStore
 
     job = run.request().job
     num_steps = job.training.num_steps if isinstance(job, JobSpec) else None
     course: dict[str, Any] = {"num_steps": num_steps, "step": 0, "attempts": []}
     if not run.events.exists():
         return course
+    from trimtab.core.events import (
+        AttemptEnded,
+        AttemptStarted,
+        CheckpointSaved,
+        StepSummarized,
+    )
+    from trimtab.monitor.store import EventStore
+
     with EventStore.open(run.events) as store:
         last, checkpoint = store.latest(StepSummarized), store.latest(CheckpointSaved)
         course["attempts"] = _attempts(store.all(kinds=(AttemptStarted, AttemptEnded)))
@@ -168,7 +196,6 @@ def _attempts(events: "Iterable[Event]") -> list[dict[str, Any]]:
 
 
 def _print_status(document: dict[str, Any]) -> None:
-    from trimtab.orchestrator.cli.watched import printable
 
     typer.echo(document["handle"])
     for name, text in _status_lines(document):
@@ -218,19 +245,10 @@ def _progress_lines(document: dict[str, Any]) -> "Iterator[tuple[str, str]]":
         yield "speed", f"{count_text(document['tokens_per_s'])} tokens/s"
 
 
-def _print_list(runs: list[dict[str, Any]]) -> None:
-    from trimtab.orchestrator.cli.watched import printable
-
-    width = max(len(run["handle"]) for run in runs)
-    typer.echo(f"{'handle':<{width}}  {'state':<9}  {'ranks':>5}  {'submitted':<19}  name")
-    for run in runs:
-        if "error" in run:
-            typer.echo(f"{run['handle']:<{width}}  {'broken':<9}  {run['error']}")
-            continue
-        typer.echo(
-            f"{run['handle']:<{width}}  {run['state']:<9}  {run['num_ranks']:>5}  "
-            f"{_clock_text(run['submitted_s'])}  {printable(run['name'])[:_NAME_WIDTH]}"
-        )
+def _print_list(lines: "list[tuple[str, str]]") -> None:
+    width = max(len(handle) for handle, _ in lines)
+    head = ("handle", f"{'state':<9}  {'ranks':>5}  {'submitted':<19}  name")
+    typer.echo("\n".join(f"{handle:<{width}}  {rest}" for handle, rest in (head, *lines)))
 
 
 def _clock_text(time_s: float) -> str:

@@ -2,10 +2,12 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of tables.")
@@ -17,13 +19,15 @@ DryRunOption = Annotated[
 ]
 
 
-def console(*, stderr: bool = False, markup: bool = True) -> Console:
+def console(*, stderr: bool = False, markup: bool = True) -> "Console":
     """The terminal; plain and unwrapped to 96 columns where the output is not a terminal.
 
     Args:
         stderr: Write to standard error, where standard output is kept for JSON.
         markup: Read `[bold]` and the like; off where a user's text is printed.
     """
+    from rich.console import Console
+
     out = Console(highlight=False, stderr=stderr, markup=markup)
     if not out.is_terminal:
         out.width = max(out.width, 96)
@@ -34,3 +38,11 @@ def print_json(document: dict[str, Any]) -> None:
     """One JSON document in one line on stdout; NaN and infinities are our bug."""
     json.dump(document, sys.stdout, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def printable(text: str) -> str:
+    """One line of `text` that cannot move a terminal's cursor or change its colours."""
+    return "".join(
+        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for char in " ".join(text.split())
+    )

@@ -26,7 +26,8 @@ from trimtab.core.events import (
 )
 from trimtab.core.job import JobSpec, JobState
 from trimtab.core.units import duration_text
-from trimtab.orchestrator.cli.watched import Watched, printable
+from trimtab.orchestrator.cli.output import printable
+from trimtab.orchestrator.cli.watched import Watched
 from trimtab.orchestrator.observation import observe
 from trimtab.orchestrator.rundir import RunDir, RunState
 from trimtab.orchestrator.submission import cancel_run, submit_job

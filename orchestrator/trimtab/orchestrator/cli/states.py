@@ -6,7 +6,7 @@ from trimtab.core import serde
 from trimtab.core.errors import ExitCode
 from trimtab.core.job import JobState
 from trimtab.orchestrator.observation import Observed
-from trimtab.orchestrator.rundir import RunDir
+from trimtab.orchestrator.rundir import RunDir, RunState
 
 _STATUS_CODES = {
     JobState.PENDING: ExitCode.UNFINISHED_JOB,
@@ -22,13 +22,20 @@ def status_code(state: JobState) -> ExitCode:
     return _STATUS_CODES[state]
 
 
+def handle_text(run: RunDir, state: RunState) -> str:
+    """The run's current handle."""
+    if state.scheduler == "local":  # by far the cheapest to tell, in a list of a thousand
+        return f"local://{run.job_id}"
+    return str(run.handle)
+
+
 def state_document(run: RunDir, observed: Observed) -> dict[str, Any]:
     """A run's state as the commands' `--json` prints it."""
     fields = serde.to_document(observed.state)
     view = observed.view
     return {
         "schema": fields.pop("schema"),
-        "handle": str(run.handle),
+        "handle": handle_text(run, observed.state),
         "job_id": run.job_id,
         "run_dir": str(run.path),
         **{name: value for name, value in fields.items() if name != "type"},

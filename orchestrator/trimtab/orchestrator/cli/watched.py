@@ -17,6 +17,7 @@ from trimtab.core.events import (
 from trimtab.core.model import mfu
 from trimtab.core.plan import StepPlan
 from trimtab.core.units import count_text, duration_text
+from trimtab.orchestrator.cli.output import printable
 
 
 class Watched:
@@ -146,11 +147,3 @@ class Watched:
         self._step_times_s.append(event.step_s)
         for step in [step for step in self._plans if step < event.step]:
             del self._plans[step]
-
-
-def printable(text: str) -> str:
-    """One line of `text` that cannot move a terminal's cursor or change its colours."""
-    return "".join(
-        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for char in " ".join(text.split())
-    )
