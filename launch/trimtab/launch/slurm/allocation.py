@@ -55,7 +55,8 @@ class SlurmAllocation:
         self._request = request
         self._handle = handle
         self._run_dir = Path(request.run_dir)
-        self._job_id = os.environ["SLURM_JOB_ID"]
+        # Of an array's last task SLURM_JOB_ID is the whole array's, too.
+        self._job_id = handle.job_id
         self._own_name = os.environ["SLURMD_NODENAME"]
         self._places = topology.parsed_places(
             ask(["scontrol", "show", "topology", "--oneliner"]).output
