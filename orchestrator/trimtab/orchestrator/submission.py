@@ -142,8 +142,8 @@ def submit_prepared(prepared: PreparedJob, *, scheduler: Scheduler | None = None
     """
     request = prepared.request
     scheduler = scheduler or scheduler_of(request.scheduler)
-    if request.scheduler == "local" and isinstance(request.job, JobSpec):
-        _check_packages()
+    if request.scheduler == "local":
+        _check_can_start(request.job)
     scheduler.check(request)
     state = replace(_first_state(request), attempt=prepared.attempt)
     if prepared.attempt == 1:
@@ -310,13 +310,27 @@ def _plan(job: JobSpec, layout: Layout) -> JobPlan:
     return api.plan_run(job, layout, lengths=lengths.typical_batch if lengths else None)
 
 
-def _check_packages() -> None:
+def _check_can_start(job: JobSpec | ScriptSpec) -> None:
+    """Refuse what could not even begin on this machine."""
+    if isinstance(job, ScriptSpec):
+        _check_command(job)
+        return
     for name in _RANK_PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError(
                 f"training needs the package {name}: pip install 'trimtab[train]' (plans and "
                 "dry runs need none)"
             )
+
+
+def _check_command(job: ScriptSpec) -> None:
+    command = job.argv[0]
+    place = str(Path(job.folder, command)) if os.sep in command else command
+    if shutil.which(place) is None:
+        raise InputError(
+            f"script: {command!r} is no program that can be run here; expected a command line, "
+            "as -- python train.py"
+        )
 
 
 def _check_is_next(run: RunDir, attempt: int) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from trimtab.core.errors import ExitCode
@@ -217,21 +216,50 @@ def _ports() -> list[Finding]:
     return [Finding(level="ok", check="loopback ports", found="127.0.0.1 can be listened on")]
 
 
-def _schedulers() -> list[Finding]:
-    findings = []
-    for name, commands in (("Slurm", ("sbatch", "srun", "squeue")), ("Ray", ("ray",))):
-        paths = [_command_path(command) for command in commands]
-        found = ", ".join(path for path in paths if path)
-        findings.append(
-            Finding(level="ok", check=name, found=found or "not found (not needed for local)")
-        )
-    return findings
+def _slurm() -> list[Finding]:
+    from trimtab.core.errors import InputError
+    from trimtab.launch.slurm.capacity import SINFO_FORMAT, node_groups
+    from trimtab.launch.slurm.commands import output_of
+
+    if shutil.which("sbatch") is None:
+        found = "no sbatch in the PATH"
+        advice = "only if you need it: submit -s slurm works on a cluster's login node"
+        return [Finding(level="ok", check="Slurm", found=found, advice=advice)]
+    try:
+        version = output_of(["sinfo", "--version"]).strip()
+        groups = node_groups(output_of(["sinfo", "--noheader", f"--format={SINFO_FORMAT}"]))
+    except InputError as error:
+        advice = "is this a login node, and does SLURM_CONF name the cluster's slurm.conf?"
+        return [Finding(level="warn", check="Slurm", found=str(error), advice=advice)]
+    if not groups:
+        advice = "ask the cluster's administrators which partition you may use"
+        found = f"{version}, no partition that you may use"
+        return [Finding(level="warn", check="Slurm", found=found, advice=advice)]
+    partitions = dict.fromkeys(group.partition for group in groups)
+    sizes = [
+        f"{name} ({sum(g.num_nodes for g in groups if g.partition == name)} nodes)"
+        for name in partitions
+    ]
+    found = f"{version}, partitions {', '.join(sizes)}"
+    return [Finding(level="ok", check="Slurm", found=found)]
 
 
-def _command_path(command: str) -> str | None:
-    """Where a command is, in the PATH or beside this Python."""
-    beside = Path(sys.executable).parent / command
-    return shutil.which(command) or (str(beside) if beside.exists() else None)
+def _ray() -> list[Finding]:
+    from trimtab.core.errors import InputError
+    from trimtab.launch.ray.jobs_api import ADDRESS_VARIABLES, JobsApi, resolved_address
+
+    if not any(os.environ.get(name) for name in ADDRESS_VARIABLES):
+        found = f"{' and '.join(ADDRESS_VARIABLES)} name no cluster"
+        advice = "only if you need it: submit -s ray takes --address http://HEAD:8265"
+        return [Finding(level="ok", check="Ray", found=found, advice=advice)]
+    try:
+        address = resolved_address(None)
+        nodes = JobsApi(address).live_nodes()
+    except InputError as error:
+        advice = f"start the cluster, or unset {' and '.join(ADDRESS_VARIABLES)}"
+        return [Finding(level="warn", check="Ray", found=str(error), advice=advice)]
+    found = f"{len(nodes)} live nodes at {address}"
+    return [Finding(level="ok", check="Ray", found=found)]
 
 
 _CHECKS: tuple[Callable[[], list[Finding]], ...] = (
@@ -243,5 +271,6 @@ _CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     _cores,
     _disk,
     _ports,
-    _schedulers,
+    _slurm,
+    _ray,
 )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trimtab.core.errors import RunDirError
     from trimtab.core.events import Event
     from trimtab.orchestrator.observation import Observed
-    from trimtab.orchestrator.rundir import RunDir
+    from trimtab.orchestrator.rundir import RunDir, RunState
 
 _NAME_WIDTH = 32
 _COURSE_FIELDS = (
@@ -69,14 +69,23 @@ def cancel(
     if state.state.is_final:
         typer.echo(f"{run.handle} has already ended ({state.state.value})", err=json_output)
     else:
-        first = f"cancelling {run.handle}: its ranks write a checkpoint and end"
-        second = "second cancel: ending at once, without a checkpoint"
-        typer.echo(first if state.cancelled_s is None else second, err=json_output)
+        typer.echo(_cancelling(run, state), err=json_output)
         if wait:
             state = progress.wait(run)
             typer.echo(f"{state.state.value}: {state.reason}", err=json_output)
     if json_output:
         print_json(state_document(run, observe(run)))
+
+
+def _cancelling(run: "RunDir", state: "RunState") -> str:
+    """What a cancel has begun, given how the run stood before it."""
+    from trimtab.core.job import JobState
+
+    if state.cancelled_s is not None:
+        return "second cancel: ending at once, without a checkpoint"
+    if state.state is JobState.PENDING and state.scheduler != "local":
+        return f"cancelling {run.handle}: it leaves the queue"
+    return f"cancelling {run.handle}: its ranks write a checkpoint and end"
 
 
 def list_jobs(
