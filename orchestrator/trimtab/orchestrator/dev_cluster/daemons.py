@@ -7,9 +7,11 @@ happens to have the same number is never mistaken for it.
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,9 @@ from trimtab.orchestrator.liveness import ProcessId
 _FILE: Final = "daemons.json"
 _POLL_S: Final = 0.1
 _END_GRACE_S: Final = 10.0
+_PORTS: Final = range(20_000, 32_000)
+"""Below those that the kernel gives to outgoing connections, so that a daemon that was killed
+finds its port free again. Source: ip(7), ip_local_port_range."""
 
 
 class Daemons:
@@ -54,7 +59,7 @@ class Daemons:
         Raises:
             JobFailedError: It could not be started.
         """
-        log = self._folder / "log" / f"{name}.log"
+        log = self._log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with log.open("ab") as file:
@@ -69,17 +74,35 @@ class Daemons:
                 )
         except OSError as error:
             raise JobFailedError(f"{argv[0]} could not be started: {error}") from error
+        self._processes.pop(name, None)  # the new one is the last
         self._processes[name] = ProcessId.of(process.pid)
         self._write()
+        # Reaped here where this process lives longer, so that no zombie is left behind.
+        threading.Thread(target=process.wait, name=f"{name} reaper", daemon=True).start()
+
+    def await_answer(
+        self, name: str, answers: Callable[[], bool], *, what: str, timeout_s: float
+    ) -> None:
+        """Return once a daemon answers.
+
+        Raises:
+            JobFailedError: It has died, or does not answer in time; with its last words.
+        """
+        came = _becomes_true(lambda: self.pid(name) is None or answers(), timeout_s)
+        if came and self.pid(name) is not None:
+            return
+        end = "has died" if self.pid(name) is None else f"does not answer in {timeout_s:.0f} s"
+        raise JobFailedError(
+            f"{what}: {name} {end}; the end of {self._log(name)}: {self.last_words(name)}"
+        )
 
     def end(self, name: str) -> None:
         """SIGTERM, and SIGKILL where that does not help; returns when it has ended."""
         pid = self.pid(name)
         if pid is not None:
-            os.kill(pid, signal.SIGTERM)
-            deadline_s = time.monotonic() + _END_GRACE_S
-            while self.pid(name) is not None and time.monotonic() < deadline_s:
-                time.sleep(_POLL_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            _becomes_true(lambda: self.pid(name) is None, _END_GRACE_S)
         self.kill(name)
 
     def kill(self, name: str) -> None:
@@ -94,10 +117,13 @@ class Daemons:
         self._write()
 
     def last_words(self, name: str) -> str:
-        """The last line of a daemon's log."""
-        log = self._folder / "log" / f"{name}.log"
+        """The last lines of a daemon's log."""
+        log = self._log(name)
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return lines[-1] if lines else "it said nothing"
+        return "; ".join(lines[-3:]) or "it said nothing"
+
+    def _log(self, name: str) -> Path:
+        return self._folder / "log" / f"{name}.log"
 
     def _write(self) -> None:
         document = {
@@ -114,27 +140,44 @@ def wait_until(is_true: Callable[[], bool], *, what: str, timeout_s: float) -> N
     Raises:
         JobFailedError: It has not become so in time.
     """
-    deadline_s = time.monotonic() + timeout_s
-    while not is_true():
-        if time.monotonic() > deadline_s:
-            raise JobFailedError(f"{what} is not so after {timeout_s:.0f} s")
-        time.sleep(_POLL_S)
+    if not _becomes_true(is_true, timeout_s):
+        raise JobFailedError(f"not so after {timeout_s:.0f} s: {what}")
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports of the loopback interface that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-        ]
-        return [each.getsockname()[1] for each in sockets]
+    """TCP ports that nobody listens on now, at random: clusters may start at the same time.
+
+    Raises:
+        JobFailedError: There are not so many.
+    """
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            break
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            found.append(port)
+    if len(found) < count:
+        raise JobFailedError(f"no {count} free ports from {_PORTS.start} to {_PORTS.stop}")
+    return found
+
+
+def _becomes_true(is_true: Callable[[], bool], timeout_s: float) -> bool:
+    deadline_s = time.monotonic() + timeout_s
+    while not is_true():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def _read(path: Path) -> dict[str, ProcessId]:
     try:
         document = json.loads(path.read_text())
+        return {name: serde.from_document(ProcessId, each) for name, each in document.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}; remove the folder") from error
-    return {name: serde.from_document(ProcessId, each) for name, each in document.items()}
+    except (OSError, ValueError, AttributeError, InputError) as error:
+        raise InputError(
+            f"{path}: damaged: {error}; end what the cluster runs by hand, then remove the "
+            "folder"
+        ) from error
