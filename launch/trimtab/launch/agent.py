@@ -30,6 +30,7 @@ from trimtab.launch.interfaces import interface_environment
 from trimtab.launch.logs import LogTail, rank_log
 from trimtab.launch.processes import RankOrder, RankProcesses
 from trimtab.launch.rank_environment import rank_environment
+from trimtab.launch.ray.actor_watch import ActorWatch
 from trimtab.launch.slurm.daemon import SlurmdWatch
 
 TOKEN_VARIABLE: Final = "TRIMTAB_AGENT_TOKEN"  # noqa: S105  the name of one
@@ -37,7 +38,7 @@ NODE_VARIABLE: Final = "TRIMTAB_NODE"
 
 _TURN_S: Final = 0.05
 _LOOK_S: Final = 0.5
-"""Period of the looks at frozen ranks, at slurmd and at logs to send."""
+"""Period of the looks at frozen ranks, at what keeps the node, and at logs to send."""
 _BEAT_S: Final = 1.0
 _CONNECT_S: Final = 15.0
 _ORPHAN_GRACE_S: Final = 30.0
@@ -62,7 +63,7 @@ class Agent:
         *,
         node: str,
         held_fds: tuple[int, ...],
-        slurmd: SlurmdWatch | None,
+        keeps_node: SlurmdWatch | ActorWatch | None,
     ) -> None:
         self._run_dir = run_dir
         self._connection = connection
@@ -74,7 +75,7 @@ class Agent:
         self._reserved: socket.socket | None = None
         self._logs: dict[int, LogTail] = {}
         """Of the ranks whose output is sent over."""
-        self._slurmd = slurmd
+        self._keeps_node = keeps_node
         self._signals: list[str] = []
         self._leaving = False
         self._sees_run_dir = (run_dir / "state.json").exists()
@@ -213,7 +214,7 @@ class Agent:
     def _look_around(self) -> None:
         for rank, reason in self._ranks.frozen().items():
             self._send(wire.RankStopped(attempt=self._attempt, rank=rank, reason=reason))
-        if self._slurmd is not None and (failing := self._slurmd.failure()):
+        if self._keeps_node is not None and (failing := self._keeps_node.failure()):
             self._send(wire.NodeFailing(reason=failing))
         while self._signals:
             self._send(wire.AgentSignalled(signal=self._signals.pop(0)))
@@ -253,10 +254,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         with locks.open_node_lock(options.run_dir.name, node) as lock:
             _end_leftovers(lock)
-            slurmd = SlurmdWatch.of_this_node()  # may have to wait for an answer
+            keeps_node = ActorWatch.of_this_process() or SlurmdWatch.of_this_node()
             held = (lock.fileno(),) if options.lock is None else (lock.fileno(), options.lock)
             connection = _connect(options.controller, token=os.environ[TOKEN_VARIABLE])
-            agent = Agent(options.run_dir, connection, node=node, held_fds=held, slurmd=slurmd)
+            agent = Agent(
+                options.run_dir, connection, node=node, held_fds=held, keeps_node=keeps_node
+            )
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, agent.note_signal)
             agent.run()
