@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from trimtab.core.cluster import ClusterSpec, GpuSpec, Link, NicSpec, NodeSpec
-from trimtab.core.job import DataSource, DataSpec, JobSpec, TelemetrySpec, TrainingSpec
+from trimtab.core.job import (
+    DataSource,
+    DataSpec,
+    JobSpec,
+    ScriptSpec,
+    TelemetrySpec,
+    TrainingSpec,
+)
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Forecast, JobPlan, Layout, Placement, StageMemory, TimePart
 from trimtab.core.scheduling import RestartSpec
@@ -94,6 +101,13 @@ def small_plan() -> JobPlan:
         rejected=(),
         reason="the only one",
     )
+
+
+@pytest.fixture
+def small_script(runs: Path) -> PreparedJob:
+    """A user's script, for Slurm."""
+    job = ScriptSpec(name="script", argv=("python", "x.py"), folder="/", num_ranks=2)
+    return submission.prepare_job(job, scheduler="slurm", root=runs)
 
 
 Prepare = Callable[..., PreparedJob]
