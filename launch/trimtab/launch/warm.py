@@ -68,6 +68,10 @@ class Spare:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
     def hand_over(self, order: RankOrder) -> "subprocess.Popen[bytes] | None":
         """Have it carry out `order`, whose `argv` it was started with.
 
@@ -87,7 +91,8 @@ class Spare:
         begin_log(order)
         try:
             sent = socket.send_fds(self._socket, [line], [] if store is None else [int(store)])
-            self._socket.sendall(line[sent:])
+            if sent < len(line):  # the spare has closed its end once it has all
+                self._socket.sendall(line[sent:])
         except OSError:
             self.end()
             return None

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import socket
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch re-exports it
 
+from trimtab.core.errors import JobFailedError
 from trimtab.core.job import JobSpec
 
 _MEETING_TIMEOUT: Final = datetime.timedelta(minutes=10)
@@ -30,16 +32,27 @@ class RankContext:
 
 
 def join(context: RankContext) -> None:
-    """Meet the other ranks: the default process group, gloo on CPUs and NCCL on GPUs."""
+    """Meet the other ranks: the default process group, gloo on CPUs and NCCL on GPUs.
+
+    Raises:
+        JobFailedError: They do not meet, for a reason that another attempt may not have.
+    """
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(context.local_rank)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=_store(context),
-        rank=context.rank,
-        world_size=context.world_size,
-    )
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=_store(context),
+            rank=context.rank,
+            world_size=context.world_size,
+        )
+    except RuntimeError as error:  # the store's, gloo's or NCCL's
+        said = str(error).strip().partition("\n")[0]
+        raise JobFailedError(
+            f"rank {context.rank} on {socket.gethostname()} does not meet the others at "
+            f"{context.rendezvous}: {said}"
+        ) from error
 
 
 def _store(context: RankContext) -> TCPStore:

@@ -37,6 +37,7 @@ from trimtab.launch.runtime.clock import StepClock
 from trimtab.launch.runtime.context import RankContext, device_peak, join
 from trimtab.launch.runtime.documents import Int64Array
 from trimtab.launch.runtime.engine_megatron import GroupShare, MegatronEngine, device
+from trimtab.launch.runtime.failures import memory_failures_told
 from trimtab.launch.runtime.groups import GroupCache
 from trimtab.launch.runtime.packing import pack_share
 from trimtab.launch.runtime.telemetry import Telemetry
@@ -65,14 +66,15 @@ def run_rank(
 
     Raises:
         InputError: The job cannot be run: data, model or checkpoint do not fit.
-        NoRestartError: Training has diverged; it would again.
+        NoRestartError: Training has diverged, or memory has run out; so it would again.
     """
     join(context)
     try:
-        trainer = Trainer(
-            job, layout, context=context, run_dir=run_dir, plans=plans, telemetry=telemetry
-        )
-        trainer.train(stop_asked)
+        with memory_failures_told(rank=context.rank):
+            trainer = Trainer(
+                job, layout, context=context, run_dir=run_dir, plans=plans, telemetry=telemetry
+            )
+            trainer.train(stop_asked)
     finally:
         dist.destroy_process_group()
 
