@@ -2,30 +2,72 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from trimtab.orchestrator.dev_cluster import slurm_accounting
 from trimtab.orchestrator.dev_cluster.slurm import SlurmCluster
 
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """Four nodes of eight fake GPUs each, found by SLURM_CONF; whole at the start of a test."""
+    """Four nodes of eight fake GPUs each, found by SLURM_CONF."""
     if shutil.which("sinfo") is None:
         pytest.skip("Slurm is not installed: apt-get install slurm-wlm munge")
-    if os.geteuid() != 0:
-        pytest.skip("Slurm's daemons need root")
-    folder = Path(tempfile.mkdtemp(prefix="trimtab-slurm-"))  # a socket's path must be short
-    cluster = SlurmCluster(folder=folder)
-    cluster.start(num_nodes=4, gpus_per_node=8, cpus_per_node=16)
-    before = os.environ.get("SLURM_CONF")
-    os.environ |= cluster.environment
-    yield cluster
-    cluster.stop()
-    if before is None:
-        del os.environ["SLURM_CONF"]
-    else:
-        os.environ["SLURM_CONF"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        cluster = SlurmCluster(folder=_short_folder())
+        for name, value in cluster.environment.items():
+            patch.setenv(name, value)
+        try:
+            cluster.start(num_nodes=4, gpus_per_node=8, cpus_per_node=16)
+            cluster.folder.chmod(0o755)  # for slurmrestd, which root may not run
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture
+def mended_slurm(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
+    """The same for a test that kills nodes: afterwards they are back and nothing runs."""
+    yield slurm_cluster
+    subprocess.run(["scancel", "--state=PENDING", "--me"], check=True)
+    subprocess.run(["scancel", "--me"], check=True)
+    for node in slurm_cluster.nodes:
+        slurm_cluster.start_node(node)
+
+
+@pytest.fixture(scope="session")
+def _slurm_with_accounting() -> Iterator[SlurmCluster]:
+    missing = [name for name in slurm_accounting.PROGRAMS if not _is_installed(name)]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}: apt-get install slurmdbd mariadb-server")
+    cluster = SlurmCluster(folder=_short_folder())
+    try:
+        cluster.start(num_nodes=1, gpus_per_node=0, cpus_per_node=16, accounting=True)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def slurm_with_accounting(
+    _slurm_with_accounting: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> SlurmCluster:
+    """One node of a cluster that knows the account `dev`, in place of `slurm_cluster`."""
+    for name, value in _slurm_with_accounting.environment.items():
+        monkeypatch.setenv(name, value)
+    return _slurm_with_accounting
+
+
+def _short_folder() -> Path:
+    """A folder whose sockets' paths are not too long, as pytest's may be."""
+    return Path(tempfile.mkdtemp(prefix="trimtab-slurm-"))
+
+
+def _is_installed(program: str) -> bool:
+    places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return shutil.which(program, path=places) is not None
