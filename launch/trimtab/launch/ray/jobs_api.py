@@ -43,9 +43,15 @@ class LiveNode:
 class JobsApi:
     """The Jobs API of one cluster."""
 
-    def __init__(self, address: str) -> None:
-        """`address`: as `resolved_address` gives it."""
+    def __init__(self, address: str, *, environment: Mapping[str, str] | None = None) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            address: As `resolved_address` gives it.
+            environment: Where Ray's variables for its tokens are; None: of this process.
+        """
         self._address = address
+        self._environment = os.environ if environment is None else environment
 
     def submit(self, submission: str) -> str:
         """Hand over a job as JSON, unchanged; returns its submission id.
@@ -134,7 +140,7 @@ class JobsApi:
     def _ask(
         self, method: str, path: str, *, body: bytes | None = None, timeout_s: float = _ANSWER_S
     ) -> str:
-        headers = {"Content-Type": "application/json", **_authorization()}
+        headers = {"Content-Type": "application/json", **_authorization(self._environment)}
         request = urllib.request.Request(  # noqa: S310  http or https: `resolved_address`
             self._address + path, data=body, headers=headers, method=method
         )
@@ -208,16 +214,16 @@ def _has_bad_port(parts: urllib.parse.SplitResult) -> bool:
         return True
 
 
-def _authorization() -> Mapping[str, str]:
+def _authorization(environment: Mapping[str, str]) -> Mapping[str, str]:
     """The header of Ray's token authentication, where it is on.
 
     Source: Ray's "Token authentication" (2.52 and newer), variables and default path.
     """
-    if os.environ.get("RAY_AUTH_MODE", "").casefold() != "token":
+    if environment.get("RAY_AUTH_MODE", "").casefold() != "token":
         return {}
-    token = os.environ.get("RAY_AUTH_TOKEN")
+    token = environment.get("RAY_AUTH_TOKEN")
     if token is None:
-        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        named = environment.get("RAY_AUTH_TOKEN_PATH")
         path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
         try:
             token = path.read_text(encoding="utf-8")
