@@ -45,8 +45,8 @@ def test_a_dry_run_prints_the_request_and_creates_nothing(
         arguments = ["submit", "-s", "local", str(job_file), "training.num_steps=7", flag]
         assert main(arguments) == 0
         request = serde.from_json(Request, capsys.readouterr().out)
-        assert request.job.training.num_steps == 7
-        assert (request.num_ranks, request.layout.dp) == (4, 4)
+        assert request.training[0].training.num_steps == 7
+        assert (request.num_ranks, request.training[1].dp) == (4, 4)
     assert not runs.exists()
 
 
@@ -277,7 +277,7 @@ def test_resuming_takes_overrides_and_no_job_file(
     assert main(resume) == 0
     request = serde.from_json(Request, capsys.readouterr().out)
     assert request.run_id == run.job_id
-    assert request.job.training.num_steps == 9
+    assert request.training[0].training.num_steps == 9
     assert run.state().attempt == 1
 
 

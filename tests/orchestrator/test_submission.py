@@ -3,7 +3,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,15 @@ from trimtab.core.errors import (
     RunDirError,
 )
 from trimtab.core.events import AttemptStarted, CheckpointSaved, RunResumed, StepSummarized
-from trimtab.core.job import CheckpointSpec, JobSpec, JobState, TelemetrySpec
+from trimtab.core.job import CheckpointSpec, JobSpec, JobState, ScriptSpec, TelemetrySpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.core.scheduling import SlurmOptions
 from trimtab.launch.local import LocalScheduler
 from trimtab.monitor import sinks
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import run_lock, submission
 from trimtab.orchestrator.cli.main import main
-from trimtab.orchestrator.resumption import resumed_job
 from trimtab.orchestrator.rundir import START_TIMEOUT_S, RunDir, RunState
 from trimtab.orchestrator.submission import (
     PreparedJob,
@@ -75,8 +75,9 @@ def test_preparing_decides_everything_and_writes_nothing(
     assert not runs.exists()
     request = prepared.request
     assert Path(request.run_dir) == runs / request.run_id
-    assert request.layout.dp == 3
+    assert request.training[1].dp == 3
     assert request.argv[1:] == ("-P", "-m", "trimtab.orchestrator.rank", request.run_dir)
+    assert prepared.plan is not None
     assert prepared.plan.layout.num_ranks == 3
 
 
@@ -183,6 +184,27 @@ def test_a_base_install_refuses_to_train_before_anything_is_written(
     assert not runs.exists()
 
 
+@pytest.mark.parametrize("argv", [("no-such-program",), ("./x.py",), ("/",)])
+def test_a_program_that_is_not_here_is_refused_before_anything_is_written(
+    argv: tuple[str, ...], runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.py").write_text("it may not be executed")
+    job = ScriptSpec(name="x", argv=argv, folder=str(tmp_path), num_ranks=1)
+    with pytest.raises(InputError, match=f"script: '{argv[0]}' is no program that can be run"):
+        submission.submit_job(job, root=runs)
+    assert not runs.exists()
+
+
+def test_tasks_of_an_array_that_ask_for_different_things_are_refused(runs: Path) -> None:
+    slurm = SlurmOptions(array="0-1")
+    job = ScriptSpec(name="x", argv=("x",), folder="/", num_ranks=2, slurm=slurm)
+    alike = submission.prepare_array({0: job, 1: job})
+    assert alike[0].text == alike[1].text
+    with pytest.raises(InputError, match=r"task 1 asks Slurm for something else than task 0"):
+        submission.prepare_array({0: job, 1: replace(job, num_nodes=2)})
+    assert not runs.exists()
+
+
 def test_w_and_b_may_not_hold_up_a_start_for_as_long_as_a_submitter_waits() -> None:
     assert sinks.INIT_TIMEOUT_S <= START_TIMEOUT_S / 2
 
@@ -233,7 +255,7 @@ def test_a_failed_run_goes_on_from_its_checkpoint_in_the_same_directory(
         saved = store.latest(CheckpointSaved)
     assert len(attempts) == 2
     assert (resumed and resumed.step, last and last.step, saved and saved.step) == (4, 8, 8)
-    assert run.request().job.training.num_steps == 8
+    assert run.request().training[0].training.num_steps == 8
     assert (run.path / "request-attempt-1.json").exists()
 
 
@@ -296,45 +318,6 @@ def test_a_run_of_another_machine_is_cancelled_there(start: Start, ended: Ended)
     run.write_state(replace(state, state=JobState.RUNNING, controller=elsewhere))
     with pytest.raises(InputError, match="'another-machine'; cancel it there"):
         cancel_run(run)
-
-
-def test_a_run_goes_on_with_what_may_change(small_job: JobSpec) -> None:
-    job = resumed_job(
-        small_job,
-        ["training.num_steps=99", "checkpoint.every_steps=5", "telemetry.wandb_project=null"],
-    )
-    training = replace(small_job.training, num_steps=99)
-    assert job == replace(
-        small_job, training=training, checkpoint=CheckpointSpec(every_steps=5)
-    )
-
-
-def test_every_telemetry_setting_may_change(small_job: JobSpec) -> None:
-    for field in fields(TelemetrySpec):
-        value = getattr(small_job.telemetry, field.name)
-        text = json.dumps(value)
-        assert resumed_job(small_job, [f"telemetry.{field.name}={text}"]) == small_job
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("training.learning_rate=1", "training.learning_rate cannot change in a run that goes"),
-        ("name=other", "name cannot change"),
-        ("checkpoint.start_from=x", r"checkpoint\.start_from cannot change"),
-        ("training.num_step=9", "did you mean 'training.num_steps'"),
-        ("training.num_steps", "expected the form a.b=c"),
-        ("training.num_steps=many", "training.num_steps: expected a whole number, got 'many'"),
-        ("training.num_steps=0", "training.num_steps: expected a whole number >= 1, got 0"),
-        ("telemetry.silent_rank_s=-1", "silent_rank_s: expected a finite number > 0"),
-        ("telemetry.silent_rank_s=NaN", "silent_rank_s: expected a finite number > 0"),
-    ],
-)
-def test_what_may_not_change_is_refused_by_name(
-    small_job: JobSpec, override: str, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        resumed_job(small_job, [override])
 
 
 def test_the_controller_outlives_the_session_that_started_it(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Final
 
+from trimtab.core import checks
 from trimtab.core.errors import InputError
 from trimtab.core.job import JobSpec, SchedulerName, ScriptSpec
 from trimtab.launch.nodes import num_nodes as nodes_of
@@ -93,6 +94,12 @@ class Wanted:
         return list(self.arguments)
 
     def _check_options(self) -> None:
+        for option, number in (
+            ("--nodes", self.num_nodes),
+            ("--ranks-per-node", self.ranks_per_node),
+        ):
+            if number is not None:
+                checks.whole_number(option, number)
         for section, names in (("slurm", self.slurm), ("ray", self.ray)):
             if names and self.scheduler != section:
                 option = next(iter(names)).replace("_", "-").replace("args", "slurm-arg")
