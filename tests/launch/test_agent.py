@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
 import pytest
 
+from trimtab.core.job import EnvVar
 from trimtab.launch import agent, wire
 from trimtab.launch.links import AgentLink, AgentServer
 from trimtab.launch.logs import rank_log
@@ -43,7 +44,6 @@ ORDER = wire.StartRanks(
     rank_takes_socket=True,
     collector_address="127.0.0.1:1",
     collector_token="",
-    keep_warm=False,
 )
 
 
@@ -79,7 +79,8 @@ class Controller:
         self.links[-1].send(message)
 
     def start_rank(self, program: str, **changes: object) -> None:
-        order = replace(ORDER, argv=(sys.executable, "-u", "-c", program), **changes)  # type: ignore[arg-type]
+        argv = (sys.executable, "-u", "-c", program)
+        order = replace(ORDER, **{"argv": argv, **changes})  # type: ignore[arg-type]
         self.order(order)
 
     def log(self) -> str:
@@ -155,6 +156,29 @@ def test_rank_0_is_handed_the_listening_socket_of_the_store(controller: Controll
     assert controller.log() == f"127.0.0.3 {reserved.port}\nup\nb'hello'\n"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.3", reserved.port))
+
+
+def test_a_spare_takes_the_place_of_the_next_rank(controller: Controller) -> None:
+    program = (
+        "import os, socket, sys; from trimtab.launch.warm import await_order\n"
+        "mark_at_start = os.environ.get('MARK')\n"
+        "if sys.argv[-1] == '--warm' and not await_order(): sys.exit(0)\n"
+        "server = socket.socket(fileno=int(os.environ['TRIMTAB_STORE_FD']))\n"
+        "print(mark_at_start, os.environ['RANK'], server.getsockname()[0])"
+    )
+    argv = (sys.executable, "-P", "-c", program)
+    controller.start_agent()
+    controller.hear(wire.AgentHello)
+    mark = EnvVar(name="MARK", value="warm")
+    controller.order(wire.KeepWarm(num_spares=1, argv=argv, environment=(mark,)))
+    for expected in ("warm 0 127.0.0.3", "None 0 127.0.0.3"):
+        controller.order(wire.ReservePort(host="127.0.0.3"))
+        controller.hear(wire.PortReserved)
+        controller.start_rank(program, argv=argv)
+        ended = controller.hear(wire.RankEnded)
+        assert isinstance(ended, wire.RankEnded)
+        assert ended.exit_code == 0, ended.last_words
+        assert rank_log(controller.run_dir, 0).read_text().splitlines()[-1] == expected
 
 
 def test_an_address_that_is_not_the_nodes_own_is_told(controller: Controller) -> None:

@@ -27,7 +27,6 @@ def order(*, store_host: str = "10.0.0.1", num_nodes: int = 3) -> wire.StartRank
         rank_takes_socket=True,
         collector_address="10.0.0.1:99",
         collector_token="marker",
-        keep_warm=False,
     )
 
 

@@ -32,6 +32,7 @@ from trimtab.launch.processes import RankOrder, RankProcesses
 from trimtab.launch.rank_environment import rank_environment
 from trimtab.launch.ray.actor_watch import ActorWatch
 from trimtab.launch.slurm.daemon import SlurmdWatch
+from trimtab.launch.spares import SparePool
 
 TOKEN_VARIABLE: Final = "TRIMTAB_AGENT_TOKEN"  # noqa: S105  the name of one
 NODE_VARIABLE: Final = "TRIMTAB_NODE"
@@ -71,6 +72,7 @@ class Agent:
         self._held_fds = held_fds
         self._orders: queue.SimpleQueue[wire.ToAgent | None] = queue.SimpleQueue()
         self._ranks = RankProcesses()
+        self._spares = SparePool(held_fds)
         self._attempt = 0
         self._reserved: socket.socket | None = None
         self._logs: dict[int, LogTail] = {}
@@ -104,6 +106,7 @@ class Agent:
         except OSError:
             self._end_as_orphan()
         finally:
+            self._spares.end()
             self._ranks.kill()
             self._ranks.wait()
 
@@ -123,6 +126,8 @@ class Agent:
                     self._reserve_port(host)
                 case wire.StartRanks() as order:
                     self._start(order)
+                case wire.KeepWarm() as order:
+                    self._keep_warm(order)
                 case wire.StopRanks():
                     self._ranks.stop()
                 case wire.KillRanks():
@@ -178,24 +183,35 @@ class Agent:
                 store_fd = self._reserved.fileno()
             else:
                 self._free_port()
-        self._ranks.start(
-            RankOrder(
-                rank=rank,
-                argv=order.argv,
-                folder=Path(order.folder),
-                environment=rank_environment(
-                    order,
-                    local_rank=local_rank,
-                    node=self._node,
-                    run_dir=self._run_dir,
-                    store_fd=store_fd,
-                    inherited=_inherited(order.node_address),
-                ),
-                log=rank_log(self._run_dir, rank),
-                attempt=order.attempt,
-                inherited_fds=self._held_fds + (() if store_fd is None else (store_fd,)),
-            )
+        rank_order = RankOrder(
+            rank=rank,
+            argv=order.argv,
+            folder=Path(order.folder),
+            environment=rank_environment(
+                order,
+                local_rank=local_rank,
+                node=self._node,
+                run_dir=self._run_dir,
+                store_fd=store_fd,
+                inherited=_inherited(order.node_address),
+            ),
+            log=rank_log(self._run_dir, rank),
+            attempt=order.attempt,
+            inherited_fds=self._held_fds + (() if store_fd is None else (store_fd,)),
         )
+        spare = self._spares.take(rank_order)
+        if spare is None:
+            self._ranks.start(rank_order)
+        else:
+            self._ranks.adopt(rank_order, spare)
+
+    def _keep_warm(self, order: wire.KeepWarm) -> None:
+        shared = {variable.name: variable.value for variable in order.environment}
+        environment = _own_environment() | shared
+        try:
+            self._spares.keep(order.num_spares, argv=order.argv, environment=environment)
+        except OSError as error:
+            _say(f"a spare could not be started, so a restart will take longer: {error}")
 
     def _tell_exits(self) -> None:
         for ended in self._ranks.poll():
@@ -294,8 +310,11 @@ def _connect(address: str, *, token: str) -> socket.socket:
 
 def _inherited(node_address: str) -> Mapping[str, str]:
     """What ranks inherit: our environment without our secret, bound to the node's network."""
-    own = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
-    return own | interface_environment(node_address)
+    return _own_environment() | interface_environment(node_address)
+
+
+def _own_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
 
 
 def _say(line: str) -> None:

@@ -168,9 +168,18 @@ class Fleet:
                 rank_takes_socket=not isinstance(request.job, ScriptSpec),
                 collector_address=rendezvous.collector_address,
                 collector_token=rendezvous.collector_token,
-                keep_warm=request.job.restart.warm_spares,
             )
             self._send(node.name, order)
+
+    def keep_warm(self, request: Request) -> None:
+        """Have a spare beside every rank: its next start saves what it has imported."""
+        self._send_all(
+            wire.KeepWarm(
+                num_spares=request.ranks_per_node,
+                argv=request.argv,
+                environment=request.environment,
+            )
+        )
 
     def poll(self) -> tuple[News, ...]:
         """What has happened since the last call, in the order it was heard of."""

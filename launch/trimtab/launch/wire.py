@@ -147,8 +147,17 @@ class StartRanks:
     collector_address: str
     collector_token: str = field(repr=False)
     """A secret: it reaches the ranks through their environment only."""
-    keep_warm: bool
-    """Whether to keep a spare process with everything imported beside every rank."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepWarm:
+    """Have spare processes import what ranks need, for the next `StartRanks` to be quick."""
+
+    num_spares: int
+    argv: tuple[str, ...]
+    """The command line of a rank."""
+    environment: tuple[EnvVar, ...]
+    """Variables that all ranks share; some are read while importing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +175,7 @@ class Leave:
     """End the ranks at once, then the agent."""
 
 
-ToAgent = ReservePort | StartRanks | StopRanks | KillRanks | Leave
+ToAgent = ReservePort | StartRanks | KeepWarm | StopRanks | KillRanks | Leave
 
 
 def token_line(token: str) -> bytes:

@@ -15,6 +15,7 @@ from trimtab.core.events import (
     NodeLost,
     RankExited,
     RankFrozen,
+    StepFinished,
     StopAttempt,
 )
 from trimtab.core.job import Request, ScriptSpec
@@ -100,6 +101,7 @@ class Attempt:
         is_script = isinstance(request.job, ScriptSpec)
         silent_rank_s = None if is_script else telemetry.silent_rank_s
         self._health = Health(request.num_ranks, silent_rank_s)
+        self._wants_spares = request.job.restart.warm_spares and not is_script
         self._sample_every_s = telemetry.gpu_sample_s
         self._next_sample_s = time.monotonic()
         self._rank_nodes = {rank: fleet.node_of(rank) for rank in fleet.running}
@@ -155,6 +157,9 @@ class Attempt:
         for event in events:
             for action in self._health.handle(event, now_s):
                 self._carry_out(action, now_s, ranks_live=_all_live(news))
+        if self._wants_spares and any(isinstance(event, StepFinished) for event in events):
+            self._wants_spares = False
+            self._fleet.keep_warm(self._request)  # now, so as not to slow the ranks' own start
 
     def _carry_out(
         self, action: StopAttempt, now_s: float, *, ranks_live: bool = False

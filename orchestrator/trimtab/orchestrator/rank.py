@@ -27,7 +27,7 @@ from trimtab.orchestrator.step_planning import step_planner
 if TYPE_CHECKING:
     from trimtab.launch.runtime.telemetry import Telemetry
 
-
+_IMPORT_NICENESS = 10
 _PARENT_POLL_S = 1.0
 _ORPHAN_GRACE_S = 120.0
 """How long a rank may take to save and end after its controller has died."""
@@ -136,8 +136,18 @@ def _run(
 
 
 def _import_all() -> None:
-    """Import what takes a rank most of its start."""
-    import trimtab.launch.runtime.worker  # noqa: F401  kept by the interpreter
+    """Import what takes a rank most of its start, with little of the training ranks' time.
+
+    In a thread of its own: priority is a thread's, and only root may raise it again.
+    """
+
+    def imports() -> None:
+        os.setpriority(os.PRIO_PROCESS, 0, _IMPORT_NICENESS)
+        import trimtab.launch.runtime.worker  # noqa: F401  kept by the interpreter
+
+    importer = threading.Thread(target=imports, name="imports")
+    importer.start()
+    importer.join()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Real spares of a small program that prints how it was started."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
+
+from trimtab.launch.processes import RankOrder
+from trimtab.launch.spares import SparePool
+
+PROGRAM = """
+import os, sys
+from trimtab.launch.warm import await_order
+is_warm = sys.argv[-1] == "--warm"
+if is_warm and not await_order():
+    sys.exit(0)
+print("warm" if is_warm else "cold", os.environ["RANK"], os.environ["KIND"], flush=True)
+"""
+ARGV = (sys.executable, "-P", "-c", PROGRAM)
+
+
+def order(folder: Path, *, rank: int = 0, argv: tuple[str, ...] = ARGV) -> RankOrder:
+    return RankOrder(
+        rank=rank,
+        argv=argv,
+        folder=folder,
+        environment={**os.environ, "RANK": str(rank), "KIND": "ordered"},
+        log=folder / f"{rank}.log",
+        attempt=1,
+    )
+
+
+def test_spares_are_used_up_then_kept_again(tmp_path: Path) -> None:
+    pool = SparePool(held_fds=())
+    assert pool.take(order(tmp_path)) is None
+    pool.keep(2, argv=ARGV, environment=os.environ)
+    pool.keep(2, argv=ARGV, environment=os.environ)
+    taken = [pool.take(order(tmp_path, rank=rank)) for rank in range(3)]
+    assert [process is not None for process in taken] == [True, True, False]
+    for rank, process in enumerate(taken[:2]):
+        assert process is not None
+        assert process.wait() == 0
+        assert f"warm {rank} ordered" in (tmp_path / f"{rank}.log").read_text()
+    pool.keep(1, argv=ARGV, environment=os.environ)
+    again = pool.take(order(tmp_path))
+    assert again is not None
+    assert again.wait() == 0
+
+
+def test_a_spare_that_has_died_is_passed_over_and_replaced(tmp_path: Path) -> None:
+    pool = SparePool(held_fds=())
+    dying = (sys.executable, "-c", "raise SystemExit(3)")
+    pool.keep(1, argv=dying, environment=os.environ)
+    (process,) = psutil.Process().children()
+    while process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.02)
+    assert pool.take(order(tmp_path, argv=dying)) is None
+    pool.keep(1, argv=dying, environment=os.environ)
+    assert len(psutil.Process().children()) == 1
+    pool.end()
+    assert not psutil.Process().children()
+
+
+def test_spares_of_another_command_line_are_not_used(tmp_path: Path) -> None:
+    pool = SparePool(held_fds=())
+    pool.keep(1, argv=ARGV, environment=os.environ)
+    assert pool.take(order(tmp_path, argv=(*ARGV, "other"))) is None
+    pool.end()
