@@ -1,7 +1,8 @@
 """How soon a job notices a fault, decides and trains on; and that it trains the same.
 
     python tests/benchmarks/bench_recovery.py local|slurm|ray --profile P
-                                              [--cases kill-rank,...] [--warm] [--json]
+                                              [--cases kill-rank,...] [--warm --settle-s S]
+                                              [--json]
 
 Runs one job with real ranks, harms it case after case while it trains, and lets it finish. The
 job runs on a Slurm or Ray that must be up (`trimtab dev-cluster slurm start`; SLURM_CONF or
@@ -104,6 +105,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--profile", type=Path, required=True, help="`trimtab calibrate`'s")
     parser.add_argument("--warm", action="store_true", help="with warm spares")
+    parser.add_argument(
+        "--settle-s",
+        type=float,
+        default=0.0,
+        help="training before each fault, at least: warm spares import for a while",
+    )
     parser.add_argument("--folder", help="of the development cluster")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -111,7 +118,7 @@ def main() -> None:
         CLUSTER_FOLDER.extend(["--folder", options.folder])
     cases = options.cases.split(",") if options.cases else CASES[options.scheduler]
     run = submit(options)
-    recoveries = [harm(run, case) for case in cases]
+    recoveries = [harm(run, case, settle_s=options.settle_s) for case in cases]
     code = trimtab("status", run.job_id, wait=True)
     worst = worst_difference(run, options)
     if options.json:
@@ -149,9 +156,11 @@ def submit(options: argparse.Namespace) -> RunDir:
     return find_run(json.loads(output([*argv, "--json"]))["run_dir"])
 
 
-def harm(run: RunDir, case: str) -> Recovery:
+def harm(run: RunDir, case: str, *, settle_s: float) -> Recovery:
     """Bring a fault about in the middle of training, and wait for the first step after it."""
-    attempt = wait_for_step(run)
+    wait_for_step(run)
+    time.sleep(settle_s)
+    attempt = latest(run, AttemptStarted).attempt
     before = latest(run, AttemptStarted)
     bad_node = fault(run, case, attempt)
     harmed_s = time.time()
@@ -216,12 +225,15 @@ def fault(run: RunDir, case: str, attempt: int) -> str | None:
 
 
 def own_node(run: RunDir) -> str:
-    """The node that the job's controller runs on (Slurm)."""
+    """The node that the job's controller runs on: the batch host, or Ray's head."""
+    if run.request().scheduler == "ray":
+        shown = json.loads(output(["dev-cluster", "ray", "status", "--json", *CLUSTER_FOLDER]))
+        return str(next(name for name, state in shown["nodes"].items() if state == "head"))
     job_id = run.handle.job_id
-    shown = subprocess.run(
+    host = subprocess.run(
         ["squeue", "-h", "-j", job_id, "-o", "%B"], capture_output=True, text=True, check=True
     )
-    return shown.stdout.strip()
+    return host.stdout.strip()
 
 
 def kill_node(run: RunDir, node: str) -> None:

@@ -62,7 +62,7 @@ class RayCluster:
         Raises:
             InputError: There is no cluster in the folder.
         """
-        return f"127.0.0.1:{self._ports()[0]}"
+        return f"{_address(_HEAD)}:{self._ports()[0]}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -279,8 +279,11 @@ class RayCluster:
 
 
 def _address(node: str) -> str:
-    """Every node has an address of its own, all of them this machine's loopback interface."""
-    return f"127.0.0.{node.removeprefix('n')}"
+    """Every node has an address of its own, all of them of the loopback interface.
+
+    127.0.0.1 is nobody's: Ray would take the machine's outer address in its place.
+    """
+    return f"127.0.0.{int(node.removeprefix('n')) + 1}"
 
 
 def _is_raylet(pid: int) -> bool:
