@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
 import pytest
 
 from trimtab.core.errors import JobFailedError
+from trimtab.core.scheduling import RestartSpec
 from trimtab.launch import wire
 from trimtab.launch.api import AgentOrder, AgentStep, RankExit
 from trimtab.launch.fleet import NodeGone, RankFroze, RoomWanted
@@ -217,6 +219,33 @@ def test_a_lost_node_can_be_gathered_again(nodes_here: NodesHere) -> None:
     nodes.until_ended()
     assert nodes.news[-1] == RankExit(rank=0, exit_code=0)
     assert nodes.log(0) == "again\n"
+
+
+def test_spare_nodes_are_warm_too(nodes_here: NodesHere) -> None:
+    program = (
+        "import sys; from trimtab.launch.warm import await_order\n"
+        "is_warm = sys.argv[-1] == '--warm'\n"
+        "if is_warm and not await_order(): sys.exit(0)\n"
+        "print('warm' if is_warm else 'cold')"
+    )
+    nodes = nodes_here(2)
+    first, second = nodes.allocation.acquire(2, exclude=())
+    nodes.fleet.gather([first])
+    nodes.start(program, nodes=[first])
+    nodes.until_ended()
+    assert nodes.log(0) == "cold\n"
+
+    request = nodes.request(program, 1, 1, "")
+    job = replace(request.job, restart=RestartSpec(spare_nodes=1, warm_spares=True))
+    nodes.fleet.keep_warm(replace(request, job=job), exclude=())
+    spare_agent = psutil.Process(nodes.allocation.agents["n1"].pid)
+    nodes.until(spare_agent.children)
+    for node in (second, first):
+        assert set(nodes.fleet.gather([node])) == {node.name}
+        nodes.start(program, nodes=[node])
+        nodes.until_ended()
+        assert nodes.log(0) == "warm\n"
+    assert len(nodes.allocation.agents) == 2
 
 
 def test_a_forgotten_node_ends_its_ranks_and_tells_nothing(

@@ -7,7 +7,7 @@ except `gather` and `start`, which wait for answers for a limited time.
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -93,6 +93,10 @@ class Fleet:
         """Nodes of the attempt, but those told gone; what happens to others is no news."""
         self._idle: list[AgentLink] = []
         """Agents of forgotten nodes."""
+        self._due_s: dict[str, float] = {}
+        """Until when an agent that was started and has not reported is waited for, by node."""
+        self._warm: wire.KeepWarm | None = None
+        """What agents are told that report while the ranks train."""
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -113,17 +117,14 @@ class Fleet:
             JobFailedError: The agents could not be started.
         """
         self._take_messages()
+        self._warm = None
         missing = [node for node in nodes if node.name not in self._links]
-        if missing:
-            address = self._server.address
-            order = AgentOrder(
-                controller_address=address,
-                token=self._token,
-                argv=agent.command(self._run_dir, address),
-            )
-            step = self._allocation.start_agents(missing, order=order)
-            self._steps.append(step)
-            self._await_agents([node.name for node in missing], step)
+        now_s = time.monotonic()
+        not_due = [node for node in missing if self._due_s.get(node.name, 0.0) < now_s]
+        step = self._start_agents(not_due)
+        self._await_agents([node.name for node in missing], step)
+        for node in missing:
+            self._due_s.pop(node.name, None)  # who is late now is started again if asked for
         return {
             node.name: self._links[node.name].hello
             for node in nodes
@@ -171,15 +172,23 @@ class Fleet:
             )
             self._send(node.name, order)
 
-    def keep_warm(self, request: Request) -> None:
-        """Have a spare beside every rank: its next start saves what it has imported."""
-        self._send_all(
-            wire.KeepWarm(
-                num_spares=request.ranks_per_node,
-                argv=request.argv,
-                environment=request.environment,
-            )
+    def keep_warm(self, request: Request, *, exclude: Collection[str]) -> None:
+        """Have a spare process beside every rank, and as many on each spare node.
+
+        Their next start then saves what they have imported. Returns before they have.
+
+        Raises:
+            TrimtabError: The spare nodes could not be had; the others have been told.
+        """
+        self._warm = wire.KeepWarm(
+            num_spares=request.ranks_per_node,
+            argv=request.argv,
+            environment=request.environment,
         )
+        self._send_all(self._warm)
+        if num_spare := request.job.restart.spare_nodes:
+            nodes = self._allocation.acquire(request.num_nodes + num_spare, exclude=exclude)
+            self._start_agents([node for node in nodes if node.name not in self._links])
 
     def poll(self) -> tuple[News, ...]:
         """What has happened since the last call, in the order it was heard of."""
@@ -228,13 +237,29 @@ class Fleet:
             link.cut()
         self._server.close()
 
-    def _await_agents(self, names: Sequence[str], step: AgentStep) -> None:
+    def _start_agents(self, nodes: Sequence[AllocatedNode]) -> AgentStep | None:
+        if not nodes:
+            return None
+        address = self._server.address
+        order = AgentOrder(
+            controller_address=address,
+            token=self._token,
+            argv=agent.command(self._run_dir, address),
+        )
+        step = self._allocation.start_agents(nodes, order=order)
+        self._steps.append(step)
+        self._due_s |= dict.fromkeys(
+            (node.name for node in nodes), time.monotonic() + _CONNECT_S
+        )
+        return step
+
+    def _await_agents(self, names: Sequence[str], step: AgentStep | None) -> None:
         deadline_s = time.monotonic() + _CONNECT_S
         while time.monotonic() < deadline_s:
             self._take_messages()
             if all(name in self._links for name in names):
                 return
-            if step.poll() is not None:
+            if step is not None and step.poll() is not None:
                 return
             time.sleep(_POLL_S)
 
@@ -260,7 +285,7 @@ class Fleet:
     def _take(self, link: AgentLink, message: wire.FromAgent | None) -> None:
         node = link.hello.node
         if isinstance(message, wire.AgentHello):
-            self._links[node] = link
+            self._welcome(node, link)
         if self._links.get(node) is not link:
             return  # of an agent that has been given up
         link.seen_s = time.monotonic()
@@ -280,6 +305,12 @@ class Fleet:
                     self._take_of_ranks(node, message)
             case _:
                 return
+
+    def _welcome(self, node: str, link: AgentLink) -> None:
+        self._links[node] = link
+        self._due_s.pop(node, None)
+        if self._warm is not None:
+            self._send(node, self._warm)
 
     def _take_of_ranks(
         self, node: str, message: wire.RankEnded | wire.RankStopped | wire.RanksRefused

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from trimtab.core.errors import TrimtabError
 from trimtab.core.events import (
     Alert,
     AnyEvent,
@@ -75,6 +76,7 @@ class Attempt:
         wishes: What is asked for meanwhile.
         sampler: Measures the GPUs of the controller's own machine.
         on_cancel: Called once when a cancel is seen.
+        shun: Nodes that are not to be used.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Attempt:
         wishes: Wishes,
         sampler: GpuSampler,
         on_cancel: Callable[[], None],
+        shun: frozenset[str],
     ) -> None:
         self._request = request
         self._fleet = fleet
@@ -97,6 +100,7 @@ class Attempt:
         self._wishes = wishes
         self._sampler = sampler
         self._on_cancel = on_cancel
+        self._shun = shun
         telemetry = request.job.telemetry
         is_script = isinstance(request.job, ScriptSpec)
         silent_rank_s = None if is_script else telemetry.silent_rank_s
@@ -159,7 +163,14 @@ class Attempt:
                 self._carry_out(action, now_s, ranks_live=_all_live(news))
         if self._wants_spares and any(isinstance(event, StepFinished) for event in events):
             self._wants_spares = False
-            self._fleet.keep_warm(self._request)  # now, so as not to slow the ranks' own start
+            self._keep_warm()
+
+    def _keep_warm(self) -> None:
+        """Not before the first step, so as not to slow the ranks' own start."""
+        try:
+            self._fleet.keep_warm(self._request, exclude=self._shun)
+        except TrimtabError as error:
+            self._record([_warning(f"no warm spares on the spare nodes: {error}")])
 
     def _carry_out(
         self, action: StopAttempt, now_s: float, *, ranks_live: bool = False

@@ -159,6 +159,7 @@ class Controller:
             wishes=self._wishes,
             sampler=self._sampler,
             on_cancel=self._tell_cancel,
+            shun=self._supervisor.shun,
         )
         attempt.watch()
         verdict = attempt.verdict()
