@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.orchestrator.dev_cluster import slurm_accounting
+from trimtab.orchestrator.dev_cluster.daemons import wait_until
 from trimtab.orchestrator.dev_cluster.slurm import SlurmCluster
 
 
@@ -34,10 +35,14 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 def mended_slurm(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
     """The same for a test that kills nodes: afterwards they are back and nothing runs."""
     yield slurm_cluster
-    subprocess.run(["scancel", "--state=PENDING", "--me"], check=True)
     subprocess.run(["scancel", "--me"], check=True)
     for node in slurm_cluster.nodes:
         slurm_cluster.start_node(node)
+    wait_until(
+        lambda: set(slurm_cluster.states().values()) == {"idle"},
+        what="every node is idle",
+        timeout_s=60,
+    )
 
 
 @pytest.fixture(scope="session")

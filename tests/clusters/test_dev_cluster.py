@@ -19,6 +19,8 @@ from trimtab.orchestrator.cli.main import main
 from trimtab.orchestrator.dev_cluster.daemons import Daemons, free_ports
 from trimtab.orchestrator.dev_cluster.slurm import SlurmCluster
 
+pytestmark = pytest.mark.slurm
+
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 

@@ -25,7 +25,7 @@ from trimtab.launch.slurm.scheduler import SlurmScheduler
 from trimtab.launch.slurm.script import array_member
 from trimtab.launch.slurm.views import view_of
 
-pytestmark = pytest.mark.usefixtures("slurm_cluster")
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm_cluster")]
 
 KEEPER = """
 import json, os, signal, subprocess, sys, time

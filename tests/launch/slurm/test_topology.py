@@ -5,6 +5,7 @@ import pytest
 from trimtab.launch.slurm.topology import (
     NodeInfo,
     chosen,
+    host_field,
     natural,
     ordered,
     parsed_nodes,
@@ -41,6 +42,14 @@ def test_a_node_has_name_address_state_and_features() -> None:
         NodeInfo(name="n1", address="127.0.0.1", state="MIXED", features=("west", "ib")),
         NodeInfo(name="n2", address="10.0.0.2", state="DOWN*+NOT_RESPONDING"),
     )
+
+
+def test_host_lists_of_a_job() -> None:
+    job = "JobId=7 ReqNodeList=n[1-2],m1 ExcNodeList=(null) NodeList= BatchHost=n1"
+    assert host_field(job, "ReqNodeList") == ("n1", "n2", "m1")
+    assert host_field(job, "ExcNodeList") == ()
+    assert host_field(job, "NodeList") == ()
+    assert host_field(job, "SchedNodeList") == ()
 
 
 def test_a_message_instead_of_nodes_is_none() -> None:

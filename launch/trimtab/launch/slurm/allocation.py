@@ -19,6 +19,7 @@ from trimtab.core.job import JobHandle, JobSpec, Request
 from trimtab.launch.agent import TOKEN_VARIABLE
 from trimtab.launch.api import AgentOrder, AgentStep, AllocatedNode, Move
 from trimtab.launch.slurm import topology
+from trimtab.launch.slurm.arguments import further_arguments
 from trimtab.launch.slurm.commands import ask, output_of
 from trimtab.launch.slurm.hostlist import expanded
 from trimtab.launch.slurm.scheduler import submission_environment
@@ -147,13 +148,9 @@ class SlurmAllocation:
 
     def release(self, node: str) -> None:
         """Shrink the job to its other nodes; Slurm refuses that for the batch host."""
-        left = [name for name in self._held() if name != node]
-        if node == self._own_name or not left:
-            return
-        argv = ["scontrol", "update", f"JobId={self._job_id}", f"NodeList={','.join(left)}"]
-        answer = ask(argv, folder=str(self._run_dir / "logs"))
-        if answer.exit_code:
-            print(f"slurm keeps node {node} in the job: {answer.words}", flush=True)
+        held = self._held()
+        if node in held and node != self._own_name:
+            self._shrink_to([name for name in held if name != node])
 
     def go_elsewhere(self, *, exclude: Collection[str], reason: str) -> Move:
         """Requeue the job; with nodes to exclude, submit a successor and end this one.
@@ -177,20 +174,28 @@ class SlurmAllocation:
         )
 
     def leave(self) -> None:
-        """End this job, so that Slurm does not requeue it beside its successor."""
+        """End this job, so that Slurm does not requeue it beside its successor.
+
+        All nodes but its own are given back first: those of a job that ends with a dead node
+        are not free before Slurm has given up to reach that one.
+        """
+        self._shrink_to([self._own_name])
         ask(["scancel", self._job_id])
 
     def _submit_successor(self, exclude: Collection[str]) -> JobHandle:
-        """The same script again, on other nodes."""
-        given = self._request.job.slurm.exclude
-        without = sorted({*exclude, *(expanded(given) if given else ())})
-        argv = ["sbatch", "--parsable", f"--exclude={','.join(without)}"]
+        """The same script again, at once and on other nodes."""
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
-        if task is not None:
-            argv.append(f"--array={task}")
         script = self._request.submission
         answer = ask(
-            argv,
+            [
+                "sbatch",
+                "--parsable",
+                # What this job has waited for, it need not wait for again.
+                "--dependency=",
+                "--begin=now",
+                *self._node_options(frozenset(exclude)),
+                *(() if task is None else (f"--array={task}",)),
+            ],
             text=script,
             environment=submission_environment(script),
             folder=str(self._run_dir.parent),
@@ -198,9 +203,30 @@ class SlurmAllocation:
         if answer.exit_code:
             raise JobFailedError(f"slurm refuses a successor of {self._handle}: {answer.words}")
         job_id = answer.output.strip().partition(";")[0]
+        if "hold" in further_arguments(self._request.job.slurm.args):
+            ask(["scontrol", "release", job_id])
         return JobHandle(
             scheduler="slurm", job_id=job_id if task is None else f"{job_id}_{task}"
         )
+
+    def _node_options(self, exclude: frozenset[str]) -> list[str]:
+        """The nodes that this job was given or not to have, without those to exclude."""
+        job = output_of(["scontrol", "show", "job", "--oneliner", self._job_id])
+        without = exclude.union(topology.host_field(job, "ExcNodeList"))
+        options = [f"--exclude={','.join(sorted(without))}"]
+        wanted = topology.host_field(job, "ReqNodeList")
+        if not without.isdisjoint(wanted):
+            left = [name for name in wanted if name not in without]
+            options.append(f"--nodelist={','.join(left)}")
+        return options
+
+    def _shrink_to(self, nodes: Sequence[str]) -> None:
+        """Give the job's other nodes back; Slurm keeps them where it refuses."""
+        argv = ["scontrol", "update", f"JobId={self._job_id}", f"NodeList={','.join(nodes)}"]
+        # scontrol leaves shell scripts behind, which nobody needs.
+        answer = ask(argv, folder=str(self._run_dir / "logs"))
+        if answer.exit_code:
+            print(f"slurm does not shrink the job to {nodes}: {answer.words}", flush=True)
 
     def _held(self) -> tuple[str, ...]:
         """All nodes of the job now, usable or not."""

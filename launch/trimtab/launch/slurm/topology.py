@@ -56,6 +56,13 @@ def parsed_nodes(text: str) -> tuple[NodeInfo, ...]:
     return tuple(nodes)
 
 
+def host_field(text: str, name: str) -> tuple[str, ...]:
+    """Names in a field of `scontrol show job`, such as `ExcNodeList`; often there are none."""
+    found = re.search(rf"\b{name}=(\S*)", text)  # the first: a comment may repeat it
+    hosts = "" if found is None else found[1]
+    return () if hosts == "(null)" else expanded(hosts)
+
+
 def parsed_places(text: str) -> dict[str, Place]:
     """The place of every node, from `scontrol show topology`; empty without a topology.
 
