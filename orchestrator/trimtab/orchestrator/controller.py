@@ -369,7 +369,7 @@ def control(run: RunDir, *, lock_fd: int | None, step_prefix: tuple[str, ...]) -
             _note_arrival(run, store)
             allocation = allocation_of(run, lock_fd=lock_fd, step_prefix=step_prefix)
             controller = Controller(run, store=store, allocation=allocation)
-            _heed_signals(controller.wishes)
+            _heed_signals(controller.wishes, are_one=run.request().scheduler == "ray")
             verdict = controller.run()
         except Exception as error:
             verdict = _own_failure(error)
@@ -437,13 +437,19 @@ def _own_failure(error: Exception) -> Verdict:
     )
 
 
-def _heed_signals(wishes: Wishes) -> None:
-    """Let in what the keeper passes on, and what people send."""
+def _heed_signals(wishes: Wishes, *, are_one: bool) -> None:
+    """Let in what the keeper passes on, and what people send.
+
+    Args:
+        wishes: Where they are noted.
+        are_one: Whether signals that cancel are one wish, however many come: Ray signals the
+            keeper and this process, and the keeper passes its signal on.
+    """
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGUSR2:
             wishes.make_room("the scheduler wants the nodes back, or time is running out")
-        else:
+        elif not (are_one and wishes.num_cancels):
             wishes.cancel()
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

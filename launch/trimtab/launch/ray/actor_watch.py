@@ -28,4 +28,4 @@ class ActorWatch:
         """Why the node is about to be lost, or None while the actor lives."""
         if os.getppid() == self._pid:
             return None
-        return f"the Ray actor that kept the node (pid {self._pid}) is gone, as with its raylet"
+        return f"the Ray actor that kept the node for the job (pid {self._pid}) has died"

@@ -84,6 +84,9 @@ class RayScheduler:
         _check_resource(job)
         address = resolved_address(job.ray.address)
         job = replace(job, ray=replace(job.ray, address=address))
+        environment = runtime_env(job.ray)
+        if isinstance(job, ScriptSpec) and "working_dir" in environment:
+            job = replace(job, folder=".")  # agents are started in Ray's copy of it
         script = job.argv if isinstance(job, ScriptSpec) else None
         return Request(
             scheduler="ray",
@@ -97,7 +100,7 @@ class RayScheduler:
             num_nodes=num_nodes(job),
             job=job,
             layout=layout,
-            submission=self._submission(job, run_dir=run_dir),
+            submission=self._submission(job, environment, run_dir=run_dir),
         )
 
     def check(self, request: Request) -> None:
@@ -176,11 +179,13 @@ class RayScheduler:
                 "here, so that it cannot be ended at once"
             )
 
-    def _submission(self, job: JobSpec | ScriptSpec, *, run_dir: Path) -> str:
+    def _submission(
+        self, job: JobSpec | ScriptSpec, environment: Mapping[str, Any], *, run_dir: Path
+    ) -> str:
         submission = {
             "entrypoint": f"exec {shlex.join([*self._keeper_argv, str(run_dir)])}",
             "submission_id": _submission_id(job, run_dir=run_dir),
-            "runtime_env": runtime_env(job.ray),
+            "runtime_env": environment,
             "metadata": {"job_name": job.name, _RUN_DIR_KEY: str(run_dir)},
             "entrypoint_num_cpus": 0,
         }
