@@ -216,14 +216,25 @@ def test_a_lost_node_is_replaced_while_agents_beside_it_run_on(
     ended(first, "agent-first")
 
 
+def test_a_node_that_has_died_unnoticed_is_left_out(
+    hold: Hold, slurm_cluster: SlurmCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allocation = hold(nodes=2, spares=1)
+    slurm_cluster.kill_node("n2")
+    assert slurm_cluster.states()["n2"] == "mixed"
+    assert names(allocation.acquire(2, exclude=())) == ["n1", "n3"]
+    assert capsys.readouterr().out.startswith(
+        "node n2 is left out: its slurmd does not answer at 127.0.0.1:"
+    )
+
+
 @pytest.mark.slow
-def test_a_node_that_has_died_unnoticed_ends_the_step_and_not_the_job(
+def test_a_node_that_dies_before_its_agent_starts_ends_the_step_and_not_the_job(
     hold: Hold, tmp_path: Path, slurm_cluster: SlurmCluster
 ) -> None:
     allocation = hold(nodes=2)
-    slurm_cluster.kill_node("n2")
     nodes = allocation.acquire(2, exclude=())
-    assert names(nodes) == ["n1", "n2"]
+    slurm_cluster.kill_node("n2")
     step = allocation.start_agents(nodes, order=order("agent-lonely"))
     until(step.poll)
     assert step.poll() == "srun ended with 233; see logs/agents.log"

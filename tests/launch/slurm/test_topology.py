@@ -39,8 +39,10 @@ def names(nodes: tuple[NodeInfo, ...]) -> list[str]:
 
 def test_a_node_has_name_address_state_and_features() -> None:
     assert parsed_nodes(NODES) == (
-        NodeInfo(name="n1", address="127.0.0.1", state="MIXED", features=("west", "ib")),
-        NodeInfo(name="n2", address="10.0.0.2", state="DOWN*+NOT_RESPONDING"),
+        NodeInfo(
+            name="n1", address="127.0.0.1", state="MIXED", port=44077, features=("west", "ib")
+        ),
+        NodeInfo(name="n2", address="10.0.0.2", state="DOWN*+NOT_RESPONDING", port=45391),
     )
 
 

@@ -22,6 +22,7 @@ from trimtab.launch.slurm import topology
 from trimtab.launch.slurm.arguments import further_arguments
 from trimtab.launch.slurm.commands import ask, output_of
 from trimtab.launch.slurm.hostlist import expanded
+from trimtab.launch.slurm.probe import silent_nodes
 from trimtab.launch.slurm.scheduler import submission_environment
 
 _END_GRACE_S: Final = 3.0
@@ -62,7 +63,7 @@ class SlurmAllocation:
         self._places = topology.parsed_places(
             ask(["scontrol", "show", "topology", "--oneliner"]).output
         )
-        own = _show_nodes(self._own_name)
+        own = _show_nodes([self._own_name])
         self._own_address = own[0].address if own else self._own_name
 
     @property
@@ -83,25 +84,32 @@ class SlurmAllocation:
         """Usable nodes of the job in the order of islands, switches and names.
 
         Its own node is among them where it is usable: the job cannot do without it anyway.
+        A node whose slurmd does not answer is left out, whatever Slurm says of it.
 
         Raises:
             InputError: Slurm cannot be asked.
         """
         held = [name for name in self._held() if name not in exclude]
-        if not held:
-            return ()
         nodes = topology.ordered(
-            (node for node in _show_nodes(",".join(held)) if not node.is_lost),
+            (node for node in _show_nodes(held) if not node.is_lost),
             places=self._places,
             islands=_islands(self._request),
         )
+        while True:
+            chosen = topology.chosen(nodes, num_nodes, own=self._own_name)
+            silent = silent_nodes(chosen)
+            if not silent:
+                break
+            for name, reason in silent.items():
+                print(f"node {name} is left out: {reason}", flush=True)
+            nodes = tuple(node for node in nodes if node.name not in silent)
         return tuple(
             AllocatedNode(
                 name=node.name,
                 address=node.address,
                 hosts_controller=node.name == self._own_name,
             )
-            for node in topology.chosen(nodes, num_nodes, own=self._own_name)
+            for node in chosen
         )
 
     def num_free_nodes(self, *, exclude: Collection[str]) -> int:
@@ -255,8 +263,11 @@ class _SlurmStep:
             time.sleep(0.5)
 
 
-def _show_nodes(hostlist: str) -> tuple[topology.NodeInfo, ...]:
-    return topology.parsed_nodes(output_of(["scontrol", "show", "node", "-o", hostlist]))
+def _show_nodes(names: Sequence[str]) -> tuple[topology.NodeInfo, ...]:
+    if not names:
+        return ()  # scontrol would show all
+    argv = ["scontrol", "show", "node", "--oneliner", ",".join(names)]
+    return topology.parsed_nodes(output_of(argv))
 
 
 def _islands(request: Request) -> tuple[str, ...]:

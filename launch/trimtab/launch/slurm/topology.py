@@ -25,6 +25,8 @@ class NodeInfo:
     name: str
     address: str
     state: str
+    port: int = 0
+    """Of its slurmd; 0 where Slurm does not tell."""
     features: tuple[str, ...] = ()
 
     @property
@@ -50,6 +52,7 @@ def parsed_nodes(text: str) -> tuple[NodeInfo, ...]:
                 name=fields["NodeName"],
                 address=fields.get("NodeAddr", fields["NodeName"]),
                 state=fields.get("State", "UNKNOWN"),
+                port=int(fields.get("Port", "0")),
                 features=() if features == "(null)" else tuple(features.split(",")),
             )
         )
