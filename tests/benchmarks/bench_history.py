@@ -46,6 +46,7 @@ def cpu_s(arguments: list[str], *, root: Path) -> float:
         [str(_TRIMTAB), *arguments],
         env={**os.environ, "TRIMTAB_RUNS_DIR": str(root)},
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         check=False,  # status tells the job's state by its exit code
     )
     return _children_s() - before
@@ -104,7 +105,6 @@ def main() -> int:
         commands = (
             ["list"],
             ["list", "-n", "0"],
-            ["list", "-n", "0", "--json"],
             ["status", runs[len(runs) // 2].job_id],
             ["status", str(of_slurm.handle)],
             ["status", "local://nothing-like-it"],
