@@ -11,6 +11,7 @@ import pytest
 
 from trimtab.orchestrator.dev_cluster import slurm_accounting
 from trimtab.orchestrator.dev_cluster.daemons import wait_until
+from trimtab.orchestrator.dev_cluster.ray import RayCluster
 from trimtab.orchestrator.dev_cluster.slurm import SlurmCluster
 
 
@@ -68,9 +69,32 @@ def slurm_with_accounting(
     return _slurm_with_accounting
 
 
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """Three nodes of four CPUs and two fake GPUs each, found by RAY_ADDRESS."""
+    with pytest.MonkeyPatch.context() as patch:
+        cluster = RayCluster(folder=_short_folder())
+        try:
+            cluster.start(num_nodes=3, gpus_per_node=2, cpus_per_node=4)
+            for name, value in cluster.environment.items():
+                patch.setenv(name, value)
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture
+def mended_ray(ray_cluster: RayCluster) -> Iterator[RayCluster]:
+    """The same for a test that kills nodes: afterwards there are others in their place."""
+    yield ray_cluster
+    for node, state in ray_cluster.states().items():
+        if state == "dead":
+            ray_cluster.start_node(node)
+
+
 def _short_folder() -> Path:
     """A folder whose sockets' paths are not too long, as pytest's may be."""
-    return Path(tempfile.mkdtemp(prefix="trimtab-slurm-"))
+    return Path(tempfile.mkdtemp(prefix="trimtab-"))
 
 
 def _is_installed(program: str) -> bool:
