@@ -43,6 +43,7 @@ from trimtab.core.events import (
     StepSummarized,
 )
 from trimtab.monitor.store import EventStore
+from trimtab.orchestrator.cli.main import make_app
 from trimtab.orchestrator.rundir import RunDir
 from trimtab.orchestrator.runs_folder import find_run
 
@@ -162,8 +163,7 @@ def harm(run: RunDir, case: str, *, settle_s: float) -> Recovery:
     time.sleep(settle_s)
     attempt = latest(run, AttemptStarted).attempt
     before = latest(run, AttemptStarted)
-    bad_node = fault(run, case, attempt)
-    harmed_s = time.time()
+    bad_node, harmed_s = fault(run, case, attempt)
     resumed = wait_for(
         run, StepSummarized, lambda event: starts_after(run, attempt, event.time_s)
     )
@@ -192,36 +192,41 @@ def harm(run: RunDir, case: str, *, settle_s: float) -> Recovery:
     )
 
 
-def fault(run: RunDir, case: str, attempt: int) -> str | None:
-    """Do the harm; the node it is done to."""
+def fault(run: RunDir, case: str, attempt: int) -> tuple[str | None, float]:
+    """Do the harm; the node it is done to, and when (just before it)."""
     nodes = latest(run, AttemptStarted).nodes
-    victim = max(rank_pids(run, attempt))
-    bad_node = nodes[-1]
+    pids = rank_pids(run, attempt)
+    harmed_s = time.time()
     match case:
         case "kill-rank":
-            os.kill(rank_pids(run, attempt)[victim], signal.SIGKILL)
+            os.kill(pids[max(pids)], signal.SIGKILL)
         case "stop-rank":
-            os.kill(rank_pids(run, attempt)[victim], signal.SIGSTOP)
+            os.kill(pids[max(pids)], signal.SIGSTOP)
         case "kill-controller":
             controller = run.state().controller
             assert controller is not None
             os.kill(controller.pid, signal.SIGKILL)
-            return None
+            return None, harmed_s
         case "kill-node":
             bad_node = next(node for node in nodes if node != own_node(run))
-            kill_node(run, bad_node)
+            return bad_node, kill_node(run, bad_node)
         case "kill-own-node":
             bad_node = own_node(run)
-            kill_node(run, bad_node)
+            return bad_node, kill_node(run, bad_node)
         case "make-room":
-            job_id = run.handle.job_id
-            subprocess.run(["scancel", "--batch", "--signal=USR2", job_id], check=True)
-            wait_for(run, AttemptEnded, lambda event: event.attempt == attempt)
-            requeued = ["scontrol", "update", f"JobId={job_id}", "StartTime=now"]
-            while subprocess.run(requeued, capture_output=True, check=False).returncode:
-                time.sleep(0.5)
-            return None
-    return bad_node
+            make_room(run, attempt)
+            return None, harmed_s
+    return nodes[-1], harmed_s
+
+
+def make_room(run: RunDir, attempt: int) -> None:
+    """Signal the job as Slurm does, then have it started again without the usual wait."""
+    job_id = run.handle.job_id
+    subprocess.run(["scancel", "--batch", "--signal=USR2", job_id], check=True)
+    wait_for(run, AttemptEnded, lambda event: event.attempt == attempt)
+    requeued = ["scontrol", "update", f"JobId={job_id}", "StartTime=now"]
+    while subprocess.run(requeued, capture_output=True, check=False).returncode:
+        time.sleep(0.5)
 
 
 def own_node(run: RunDir) -> str:
@@ -236,10 +241,13 @@ def own_node(run: RunDir) -> str:
     return host.stdout.strip()
 
 
-def kill_node(run: RunDir, node: str) -> None:
-    """As `trimtab dev-cluster` does it: kill -9 of the node's daemon."""
-    scheduler = run.request().scheduler
-    output(["dev-cluster", scheduler, "kill-node", node, *CLUSTER_FOLDER])
+def kill_node(run: RunDir, node: str) -> float:
+    """As `trimtab dev-cluster` does it: kill -9 of the node's daemon; when it began."""
+    argv = ["dev-cluster", run.request().scheduler, "kill-node", node, *CLUSTER_FOLDER]
+    app = make_app("dev-cluster")
+    began_s = time.time()
+    app(argv, standalone_mode=False)  # in this process: a new one would take seconds to start
+    return began_s
 
 
 def wait_for_step(run: RunDir) -> int:

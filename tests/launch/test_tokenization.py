@@ -11,6 +11,7 @@ from trimtab.launch.runtime.documents import FileDocuments, find_source
 from trimtab.launch.runtime.tokenization import (
     ByteDocuments,
     TokenizedDocuments,
+    _save_cached,
     load_json_tokenizer,
     save_tokenizer,
 )
@@ -163,6 +164,16 @@ def test_four_ranks_may_fill_the_cache_at_once(tmp_path: Path) -> None:
 
     assert answers == [all_ids(TokenizedDocuments(documents, tokenizer, cache_dir=None))] * 4
     assert len(list(cache.glob("tokens-*[!k]"))) == 1
+
+
+def test_what_another_node_has_made_meanwhile_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "tokens-1"
+    tokens, ends = np.arange(5, dtype=np.uint16), np.array([5])
+    _save_cached(folder, tokens, ends)
+    made = (folder / "tokens.npy").stat().st_ino
+    _save_cached(folder, tokens, ends)
+    assert (folder / "tokens.npy").stat().st_ino == made
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens-1"]
 
 
 def test_a_saved_tokenizer_gives_the_same_ids_and_marks(tmp_path: Path) -> None:

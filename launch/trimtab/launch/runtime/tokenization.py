@@ -5,6 +5,7 @@ byte tokenizer's are file sizes; a `tokenizer.json` is run once over everything,
 kept in memory or in a cache folder that all ranks of a machine share.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -312,7 +313,8 @@ def _tokenize_cached(
     folder = cache_dir / f"tokens-{digest.hexdigest()}"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: each node makes it
+            fcntl.flock(lock, fcntl.LOCK_EX)
         cached = _load_cached(folder)
         if cached is None:
             _save_cached(folder, *_tokenize(documents, tokenizer))
@@ -331,10 +333,14 @@ def _load_cached(folder: Path) -> tuple[TokenArray, Int64Array] | None:
 
 
 def _save_cached(folder: Path, tokens: TokenArray, ends: Int64Array) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokens-") as parent:
         made = Path(parent, "made")
         made.mkdir()
         np.save(made / "tokens.npy", tokens)
         np.save(made / "ends.npy", ends)
-        made.rename(folder)
+        try:
+            made.rename(folder)
+        except OSError:
+            if _load_cached(folder) is None:  # broken; else another node was faster
+                shutil.rmtree(folder, ignore_errors=True)
+                made.rename(folder)
