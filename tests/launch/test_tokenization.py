@@ -168,7 +168,7 @@ def test_four_ranks_may_fill_the_cache_at_once(tmp_path: Path) -> None:
 
 def test_what_another_node_has_made_meanwhile_stays(tmp_path: Path) -> None:
     folder = tmp_path / "tokens-1"
-    tokens, ends = np.arange(5, dtype=np.uint16), np.array([5])
+    tokens, ends = np.arange(5, dtype=np.uint32), np.array([5])
     _save_cached(folder, tokens, ends)
     made = (folder / "tokens.npy").stat().st_ino
     _save_cached(folder, tokens, ends)
