@@ -28,6 +28,8 @@ _UNAUTHORIZED: Final = (401, 403)
 _MOST_NODES: Final = 10_000
 """What the state API gives at most in one answer (RAY_MAX_LIMIT_FROM_API_SERVER)."""
 _SHOWN_CHARS: Final = 300
+_ERROR: Final = re.compile(r"[\w.]*(Error|Exception): ")
+"""The line of a traceback that says what is wrong; its message may have further ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +255,7 @@ def _quoted(part: str) -> str:
 
 
 def _short(words: str) -> str:
-    """The last line of what was answered: of a traceback, the one that says what is wrong."""
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
-    return lines[-1][:_SHOWN_CHARS] if lines else "no reason given"
+    """What was answered, in one line: of a traceback, the error at its end."""
+    lines = words.rstrip().splitlines()
+    begin = max((i for i, line in enumerate(lines) if _ERROR.match(line)), default=-1)
+    return " ".join(" ".join(lines[begin:]).split())[:_SHOWN_CHARS] or "no reason given"

@@ -5,7 +5,6 @@ folder for sessions, and every node its own address of the loopback network. Ray
 interfaces whatever it is told, so that the cluster wants a token from whoever talks to it.
 """
 
-import concurrent.futures
 import contextlib
 import os
 import re
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from trimtab.core.errors import InputError, MissingExtraError
+from trimtab.core.errors import InputError, JobFailedError, MissingExtraError
 from trimtab.launch.ray.cluster_nodes import node_name
 from trimtab.launch.ray.jobs_api import JobsApi
 from trimtab.orchestrator.dev_cluster import node_processes, shape
@@ -24,6 +23,9 @@ from trimtab.orchestrator.dev_cluster.daemons import Daemons, free_ports
 
 _HEAD: Final = "n1"
 _UP_TIMEOUT_S: Final = 120.0
+_TRIES: Final = 3
+"""How often a node is started that gives up by itself: Ray allows it 30 s, which is little for
+several nodes on one busy machine."""
 _OBJECT_STORE_BYTES: Final = 80_000_000
 """Nearly the least that Ray takes; ranks pass nothing through it."""
 _PORTS_FILE: Final = "ports"
@@ -186,11 +188,21 @@ class RayCluster:
     def _start_nodes(self, daemons: Daemons, nodes: list[str]) -> None:
         """Start those that do not run at the same time, and wait for all of them."""
         for node in nodes:
-            if node not in daemons.alive:
-                self._end_leftovers(node)
-                daemons.start(node, self._argv(node), environment=self._variables(node))
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(lambda node: self._await_node(daemons, node), nodes))
+            self._start_node(daemons, node)
+        for node in nodes:
+            for tries_left in reversed(range(_TRIES)):
+                try:
+                    self._await_node(daemons, node)
+                    break
+                except JobFailedError:
+                    if not tries_left or node in daemons.alive:
+                        raise
+                    self._start_node(daemons, node)
+
+    def _start_node(self, daemons: Daemons, node: str) -> None:
+        if node not in daemons.alive:
+            self._end_leftovers(node)
+            daemons.start(node, self._argv(node), environment=self._variables(node))
 
     def _await_node(self, daemons: Daemons, node: str) -> None:
         daemons.await_answer(
