@@ -412,10 +412,21 @@ def _note_arrival(run: RunDir, store: EventStore) -> None:
     state = run.state()
     begun = store.latest(AttemptStarted)
     if begun is not None and begun.attempt >= state.attempt:
+        store.append([_abandoned(begun.attempt)])
         _say(f"goes on after attempt {begun.attempt}, whose controller is gone")
         state = replace(state, attempt=begun.attempt + 1, num_restarts=state.num_restarts + 1)
     keeper = ProcessId.of(os.getppid())
     run.write_state(replace(state, controller=ProcessId.own(), keeper=keeper))
+
+
+def _abandoned(attempt: int) -> AttemptEnded:
+    """The end of an attempt that its own controller could not tell."""
+    return AttemptEnded(
+        time_s=time.time(),
+        attempt=attempt,
+        reason="its controller was killed",
+        decision="a new controller starts again from the last checkpoint",
+    )
 
 
 def _finish(run: RunDir, store: EventStore, verdict: Verdict) -> None:
