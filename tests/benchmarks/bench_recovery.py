@@ -28,8 +28,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar, cast
 
 from trimtab.core.events import (
     Alert,
@@ -74,6 +75,8 @@ SMALL = (
 CLUSTER_FOLDER: list[str] = []
 """`--folder` of the development cluster, where it is not the default one."""
 _POLL_S = 0.02
+
+E = TypeVar("E", bound=Event)
 _PATIENCE_S = 300.0
 
 
@@ -167,7 +170,8 @@ def harm(run: RunDir, case: str, *, settle_s: float) -> Recovery:
     resumed = wait_for(
         run, StepSummarized, lambda event: starts_after(run, attempt, event.time_s)
     )
-    told = [event for event in all_events(run) if event.time_s >= harmed_s]
+    with EventStore.open(run.events) as store:
+        told = [event for event in store.all() if event.time_s >= harmed_s]
     after = next(event for event in told if isinstance(event, AttemptStarted))
     ended = [event for event in told if isinstance(event, AttemptEnded)]
     signs = [
@@ -286,7 +290,7 @@ def rank_pids(run: RunDir, attempt: int) -> dict[int, int]:
     }
 
 
-def wait_for(run, kind, is_it):  # type: ignore[no-untyped-def]
+def wait_for(run: RunDir, kind: type[E], is_it: Callable[[E], bool]) -> E:
     """The first event of a kind that fits."""
     deadline_s = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline_s:
@@ -297,7 +301,7 @@ def wait_for(run, kind, is_it):  # type: ignore[no-untyped-def]
     raise SystemExit(f"{run.path}: no {kind.__name__} within {_PATIENCE_S:.0f} s")
 
 
-def latest(run, kind):  # type: ignore[no-untyped-def]
+def latest(run: RunDir, kind: type[E]) -> E:
     """The newest event of a kind, waited for."""
     deadline_s = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline_s:
@@ -310,9 +314,9 @@ def latest(run, kind):  # type: ignore[no-untyped-def]
     raise SystemExit(f"{run.path}: no {kind.__name__} within {_PATIENCE_S:.0f} s")
 
 
-def all_events(run: RunDir, *kinds: type[Event]) -> Iterator[Event]:
+def all_events(run: RunDir, kind: type[E]) -> Iterator[E]:
     with EventStore.open(run.events) as store:
-        yield from store.all(kinds=kinds)
+        yield from cast(Iterator[E], store.all(kinds=(kind,)))
 
 
 def worst_difference(run: RunDir, options: argparse.Namespace) -> float:
@@ -329,7 +333,7 @@ def worst_difference(run: RunDir, options: argparse.Namespace) -> float:
 
 def losses(run: RunDir) -> dict[int, float]:
     """The loss of every step, by the last attempt that ran it."""
-    return {event.step: event.loss for event in all_events(run, StepSummarized)}  # type: ignore[attr-defined]
+    return {event.step: event.loss for event in all_events(run, StepSummarized)}
 
 
 def trimtab(*argv: str, wait: bool = False) -> int:
