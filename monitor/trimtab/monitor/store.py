@@ -1,8 +1,8 @@
 """The events of a run, in one SQLite file that outlives any process that is killed.
 
-On one machine write-ahead logging lets readers (the dashboard, `trimtab status`) open the file while the
-controller writes, and keeps every committed event when the writer is killed. A power cut may
-lose the last commits (`synchronous=NORMAL`), never the file.
+On one machine write-ahead logging lets readers (the dashboard, `trimtab status`) open the file
+while the controller writes, and keeps every committed event when the writer is killed. A power
+cut may lose the last commits (`synchronous=NORMAL`), never the file.
 """
 
 import json
