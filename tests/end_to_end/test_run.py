@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
 import pytest
 
 from trimtab.core.events import (
@@ -184,6 +185,42 @@ def test_a_killed_rank_is_named_and_the_run_resumes_with_the_same_losses(
     (resumed,) = trimtab.events(RunResumed)
     assert resumed.step in (40, 60, 80)
     assert trimtab.losses() == unbroken.losses()
+
+
+def test_warm_spares_take_the_place_of_killed_ranks(
+    trimtab: Trimtab, unbroken: Trimtab
+) -> None:
+    words = ("--warm-spares", "training.num_steps=100000")
+    submit = trimtab.start("submit", str(trimtab.job), *words, "--wait")
+    trimtab.wait_for_step(25)
+    while len(spares := spares_of(trimtab.run)) < 2:
+        time.sleep(0.05)
+    started = trimtab.events(RankStarted)
+    os.kill(started[0].pid, signal.SIGKILL)
+    while len(trimtab.events(RankStarted)) < 4:
+        assert submit.poll() is None
+        time.sleep(0.05)
+
+    assert {event.pid for event in trimtab.events(RankStarted)[2:]} == spares
+    trimtab.wait_for_step(100)
+    while len(spares_of(trimtab.run)) < 4:  # the two are ranks now, beside two new ones
+        time.sleep(0.05)
+    code, output = trimtab("cancel", trimtab.run.name, "--wait")
+    submit.communicate(timeout=60)
+    assert code == 0, output
+    assert not spares_of(trimtab.run)
+    losses = trimtab.losses()
+    assert {step: losses[step] for step in unbroken.losses()} == unbroken.losses()
+
+
+def spares_of(run: Path) -> set[int]:
+    """Processes that wait to become a rank of a run, or have become one."""
+    ours = [str(run), "--warm"]
+    return {
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if process.info["cmdline"][-2:] == ours and process.status() != psutil.STATUS_ZOMBIE
+    }
 
 
 def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(
