@@ -228,9 +228,7 @@ def make_room(run: RunDir, attempt: int) -> None:
     job_id = run.handle.job_id
     subprocess.run(["scancel", "--batch", "--signal=USR2", job_id], check=True)
     wait_for(run, AttemptEnded, lambda event: event.attempt == attempt)
-    requeued = ["scontrol", "update", f"JobId={job_id}", "StartTime=now"]
-    while subprocess.run(requeued, capture_output=True, check=False).returncode:
-        time.sleep(0.5)
+    start_now(run, job_id)
 
 
 def start_now(run: RunDir, job_id: str) -> None:
