@@ -168,7 +168,8 @@ def test_a_run_executes_plans_of_mixed_degrees_on_all_tokens(unbroken: Trimtab) 
 def test_a_killed_rank_is_named_and_the_run_resumes_with_the_same_losses(
     trimtab: Trimtab, unbroken: Trimtab
 ) -> None:
-    submit = trimtab.start("submit", str(trimtab.job), "--wait")
+    words = ("restart.max_restarts=0", "--wait")
+    submit = trimtab.start("submit", str(trimtab.job), *words)
     trimtab.wait_for_step(45)
     victim = next(event for event in trimtab.events(RankStarted) if event.rank == 1)
     os.kill(victim.pid, signal.SIGKILL)
