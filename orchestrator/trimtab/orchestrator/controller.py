@@ -261,6 +261,10 @@ class Controller:
         fleet.close()
         reason = f"{decision.reason}; waits for other nodes"
         self._write_state(state=JobState.PENDING, reason=reason)
+        for number in PASSED_ON:
+            # What the scheduler signals from here on is meant for this allocation, not for the
+            # job; a handler of ours would be gone while this process ends.
+            signal.signal(number, signal.SIG_IGN)
         move = self._allocation.go_elsewhere(exclude=decision.exclude, reason=decision.reason)
         _say(move.how)
         if move.handle != self._run.handle:
