@@ -180,7 +180,10 @@ def test_ctrl_c_while_waiting_leaves_the_job_running(
     script: Callable[[str], Path], runs: Path, tmp_path: Path
 ) -> None:
     train = script("import time; open('begun', 'w').close(); time.sleep(600)")
-    program = "import sys; from trimtab.orchestrator.cli.main import main; sys.exit(main())"
+    program = (  # a shell may have started the tests with SIGINT ignored
+        "import signal, sys; from trimtab.orchestrator.cli.main import main; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
+    )
     command = [sys.executable, "-c", program, "submit", "--wait", *python(train)]
     waiting = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     while not (tmp_path / "begun").exists():
