@@ -1,28 +1,29 @@
-"""Checkpoints that are whole or absent: written aside, listed in a manifest, then named.
+"""Saving and loading on many ranks, on nodes that share their files and on nodes that do not.
 
-`checkpoints/step-00000020/` holds megatron-core's distributed checkpoint, which any number of
-ranks can load, and `trimtab.json`, the sizes of all its files. A directory whose files do not
-match its manifest is not used; the one before it is.
+    every rank writes its files aside -> all learn of all files -> they go to the address, too
+    -> each folder gets the manifest and its name; at the address, the manifest comes last
+
+Where nodes share nothing, a node's directory holds the manifest of all files but only its own
+ranks' files: a start on it fetches the others.
 """
 
-import json
-import os
-import re
+import secrets
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from trimtab.core.errors import InputError, TrimtabError
-from trimtab.launch.runtime import megatron
+from trimtab.core.errors import InputError, JobFailedError
+from trimtab.core.job import JobSpec
+from trimtab.launch.remote import RemoteFolder
+from trimtab.launch.runtime import checkpoint_files as files
+from trimtab.launch.runtime.agreement import from_rank_0, gathered, problem_of, sharing_of
+from trimtab.launch.runtime.checkpoint_files import Found, Manifest
+from trimtab.launch.runtime.checkpoint_remote import RemoteCheckpoints
+from trimtab.launch.runtime.checkpoint_state import read_state, write_state
 from trimtab.launch.runtime.engine_megatron import MegatronEngine
-
-_MANIFEST = "trimtab.json"
-_VERSION = 1
-_NAME = re.compile(r"step-\d{8,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,10 @@ class SavedCheckpoint:
     step: int
     path: Path
     num_bytes: int
+    problem: str | None
+    """What is not as it should be at the address."""
+    is_whole: bool
+    """Whether a run can go on from it, here or from the address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,170 +52,246 @@ class LoadedCheckpoint:
     """Why newer checkpoints were not used, one line each."""
 
 
-def save(
-    engine: MegatronEngine, root: Path, *, step: int, keep: int, data: str
-) -> SavedCheckpoint:
-    """Write the state after `step`; collective over all ranks.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which checkpoint to load."""
 
-    Args:
-        engine: Whose state.
-        root: The folder of the checkpoints.
-        step: Number of steps finished.
-        keep: How many checkpoints to keep; older ones are removed.
-        data: The corpus's fingerprint, for a resume to notice that documents have changed.
-    """
-    final = root / f"step-{step:08d}"
-    aside = root / f".{final.name}.partial"
-    if dist.get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    dist.barrier()
-    strategy = megatron.dist_checkpointing.serialization.get_default_save_sharded_strategy()
-    strategy.thread_count = 1
-    megatron.dist_checkpointing.save(_state(engine, loading=False), str(aside), strategy)
-    dist.barrier()
-    num_bytes = _publish(aside, final, data=data) if dist.get_rank() == 0 else 0
-    if dist.get_rank() == 0:
-        prune(root, newest=step, keep=keep)
-    dist.barrier()
-    return SavedCheckpoint(step=step, path=final, num_bytes=num_bytes)
+    name: str | None
+    """None: none is whole."""
+    manifest: Manifest | None
+    fetch: bool
+    """Whether nodes lack files that the address has."""
+    passed_over: tuple[str, ...]
 
 
-def load_latest(engine: MegatronEngine, root: Path) -> LoadedCheckpoint:
-    """Load the newest whole checkpoint into `engine`; collective over all ranks.
+class Checkpoints:
+    """The checkpoints of a run; every method, and making it, is collective over all ranks."""
+
+    def __init__(self, root: Path, *, remote: RemoteFolder | None, first_on_node: int) -> None:
+        """Find out which ranks share `root`.
+
+        Args:
+            root: The folder of the run's checkpoints, as this node sees it.
+            remote: A folder for this run's checkpoints that all nodes reach.
+            first_on_node: The first rank of this node.
+        """
+        self._root = root
+        self._remote = None if remote is None else RemoteCheckpoints(remote)
+        self._sharing = sharing_of(root, first_on_node=first_on_node)
+        self._is_first_on_node = dist.get_rank() == first_on_node
+
+    def check_usable(self) -> None:
+        """Have every node say now what would keep a checkpoint from being whole.
+
+        Raises:
+            InputError: Nodes share no folder and there is no address, or a node does not reach
+                it, may not write there or finds another place under its name.
+        """
+        if self._remote is not None:
+            self._remote.check(is_first_on_node=self._is_first_on_node)
+        elif not self._sharing.by_all:
+            rank = self._sharing.strangers[0]
+            raise InputError(
+                f"checkpoint.address: nodes do not share {self._root}: rank {rank} does not "
+                "see rank 0's files there, so no checkpoint would be whole; set "
+                "checkpoint.address to a place that all nodes reach, such as "
+                "s3://bucket/folder, or put the runs on a file system that they share "
+                "(TRIMTAB_RUNS_DIR)"
+            )
+
+    def save(
+        self, engine: MegatronEngine, *, step: int, keep: int, data: str
+    ) -> SavedCheckpoint:
+        """Write the state after `step`.
+
+        Args:
+            engine: Whose state.
+            step: Number of steps finished.
+            keep: How many checkpoints to keep; older ones are removed.
+            data: The corpus's fingerprint, for a resume to notice that documents have changed.
+        """
+        name = files.name_of(step)
+        aside = self._root / f".{name}.partial"
+        if self._sharing.owns:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        dist.barrier()
+        write_state(engine, aside)
+        here, everywhere = self._listed(aside)
+        manifest = Manifest(
+            save_id=from_rank_0(secrets.token_hex(8)), data=data, files=everywhere
+        )
+        problem = None
+        if self._remote is not None:
+            problem = self._remote.upload(aside, name, manifest, mine=self._my_part(here))
+        if self._sharing.owns:
+            files.publish(aside, self._root / name, manifest=manifest)
+        dist.barrier()
+        is_whole = self._sharing.by_all or (self._remote is not None and problem is None)
+        problem = problem or self._prune(name, keep=keep)
+        return SavedCheckpoint(
+            step=step,
+            path=self._root / name,
+            num_bytes=manifest.num_bytes,
+            problem=problem,
+            is_whole=is_whole,
+        )
+
+    def load_latest(self, engine: MegatronEngine) -> LoadedCheckpoint:
+        """Load the newest whole checkpoint into `engine`, from the address where need be.
+
+        Raises:
+            InputError: There are checkpoints, and none of them is whole.
+            JobFailedError: The address cannot be read.
+        """
+        choice = self._choose()
+        if choice.name is None or choice.manifest is None:
+            if choice.passed_over:
+                reasons = "; ".join(choice.passed_over)
+                raise InputError(f"checkpoints: none in {self._root} is whole: {reasons}")
+            return LoadedCheckpoint(step=0, path=None, data="", passed_over=())
+        if choice.fetch:
+            self._fetch(choice.name, choice.manifest)
+        path, step = self._root / choice.name, files.step_of(choice.name)
+        read_state(engine, path)
+        engine.resume_schedule(step)
+        return LoadedCheckpoint(
+            step=step, path=path, data=choice.manifest.data, passed_over=choice.passed_over
+        )
+
+    def _listed(self, aside: Path) -> tuple[dict[str, int], dict[str, int]]:
+        """Files in this rank's folder, and those of all folders.
+
+        Every node lists: a network file system may show a node late what others have written.
+        """
+        listings = gathered(files.sizes_in(aside) if self._is_first_on_node else {})
+        mine = self._sharing.members
+        return _merged(listings[rank] for rank in mine), _merged(listings)
+
+    def _my_part(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that fall to this rank among those that share its folder."""
+        members = self._sharing.members
+        return sorted(names)[members.index(dist.get_rank()) :: len(members)]
+
+    def _choose(self) -> Choice:
+        local = gathered(files.find_all(self._root) if self._sharing.owns else None)
+        remote: dict[str, Found] = {}
+        if self._remote is not None:
+            look = self._remote.find_all
+            problem = problem_of(
+                (lambda: remote.update(look())) if dist.get_rank() == 0 else None
+            )
+            if problem is not None:
+                raise JobFailedError(f"checkpoint.address: {problem}")
+        return choice_among(
+            [found for found in local if found is not None], from_rank_0(remote)
+        )
+
+    def _fetch(self, name: str, manifest: Manifest) -> None:
+        """Complete the checkpoint in this rank's folder with the files that it lacks."""
+        assert self._remote is not None
+        final, aside = self._root / name, self._root / f".{name}.partial"
+        if self._sharing.owns:
+            shutil.rmtree(aside, ignore_errors=True)
+            found = files.find(final).manifest
+            if found is not None and found.save_id == manifest.save_id:
+                final.rename(aside)
+            aside.mkdir(parents=True, exist_ok=True)
+        listings = gathered(files.sizes_in(aside) if self._sharing.owns else {})
+        here = listings[self._sharing.members[0]]
+        missing = [file for file, size in manifest.files.items() if here.get(file) != size]
+        problem = self._remote.fetch(name, aside, mine=self._my_part(missing))
+
+        def publish() -> None:
+            files.publish(aside, final, manifest=manifest)
+            if fault := files.find(final).fault:
+                raise JobFailedError(fault)
+
+        problem = problem or problem_of(publish if self._sharing.owns else None)
+        if problem is not None:
+            raise JobFailedError(f"checkpoint.address: {problem}")
+
+    def _prune(self, name: str, *, keep: int) -> str | None:
+        """Remove old checkpoints, here and at the address; why that failed there, if it did."""
+        kept = {name}
+
+        def choose() -> None:
+            kept.update(_newest(files.find_all(self._root), name=name, keep=keep))
+            if self._remote is not None:
+                found = self._remote.find_all()
+                kept_there = _newest(found, name=name, keep=keep)
+                kept.update(kept_there)
+                self._remote.prune(found, kept=kept_there)
+
+        problem = problem_of(choose if dist.get_rank() == 0 else None)
+        kept = from_rank_0(kept)
+        if self._sharing.owns:
+            files.prune(self._root, kept=kept)
+        dist.barrier()
+        return problem
+
+
+def checkpoints_of(job: JobSpec, run_dir: Path, *, first_on_node: int) -> Checkpoints:
+    """Those of a run of `job`, which keeps them in its directory and at the job's address.
 
     Raises:
-        InputError: There are checkpoints, and none of them is whole.
+        InputError: The address has no form that fsspec knows.
+        MissingExtraError: A package for it is missing.
     """
-    answer: list[Any] = [_newest_whole(root) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(answer)
-    path, passed_over = answer[0]
-    if path is None:
-        if passed_over:
-            raise InputError(f"checkpoints: none in {root} is whole: {'; '.join(passed_over)}")
-        return LoadedCheckpoint(step=0, path=None, data="", passed_over=())
-    step = step_of(path)
-    _load(engine, path)
-    engine.resume_schedule(step)
-    data = _read_manifest(path)["data"]
-    return LoadedCheckpoint(step=step, path=path, data=data, passed_over=passed_over)
-
-
-def fault(path: Path) -> str | None:
-    """Why the checkpoint at `path` cannot be used, or None if it is whole."""
-    try:
-        manifest = _read_manifest(path)
-        version, files = manifest["version"], dict(manifest["files"])
-        manifest["data"]
-    except FileNotFoundError:
-        return f"{path.name} has no {_MANIFEST}"
-    except (KeyError, TypeError, ValueError):
-        return f"{path.name}/{_MANIFEST} cannot be read"
-    if version != _VERSION:
-        return f"{path.name} is of version {version}, this Trimtab reads version {_VERSION}"
-    for name, size in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{path.name}/{name} is missing"
-        if file.stat().st_size != size:
-            found = file.stat().st_size
-            return f"{path.name}/{name} is truncated: {found} of {size} bytes"
-    return None
-
-
-def step_of(path: Path) -> int:
-    """The step in a checkpoint directory's name."""
-    return int(path.name.removeprefix("step-"))
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-    return manifest
-
-
-def _state(engine: MegatronEngine, *, loading: bool) -> dict[str, Any]:
-    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-    model = engine.module.sharded_state_dict(metadata=metadata)
-    optimizer = engine.optimizer.sharded_state_dict(
-        model, is_loading=loading, metadata=metadata
+    address = job.checkpoint.address
+    return Checkpoints(
+        run_dir / "checkpoints",
+        remote=None if address is None else RemoteFolder.at(address) / run_dir.name,
+        first_on_node=first_on_node,
     )
-    return {"model": model, "optimizer": optimizer}
 
 
-def _load(engine: MegatronEngine, path: Path) -> None:
-    for optimizer in _torch_optimizers(engine):
-        _allocate_states(optimizer)
-    try:
-        state = megatron.dist_checkpointing.load(_state(engine, loading=True), str(path))
-    except megatron.dist_checkpointing.core.CheckpointingException as error:
-        reason = str(error).splitlines()[0]
-        raise TrimtabError(f"checkpoint {path}: it does not fit this job: {reason}") from error
-    engine.module.load_state_dict(state["model"])
-    engine.optimizer.load_state_dict(state["optimizer"])
-    for optimizer in _torch_optimizers(engine):
-        _unshare_steps(optimizer)
+def choice_among(local: Sequence[Mapping[str, Found]], remote: Mapping[str, Found]) -> Choice:
+    """The newest checkpoint that every node has, or can fetch.
 
-
-def _torch_optimizers(engine: MegatronEngine) -> list[torch.optim.Optimizer]:
-    return [chained.optimizer for chained in engine.optimizer.chained_optimizers]
-
-
-def _allocate_states(optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW its state before the first step: megatron-core 0.16 loads only into one."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(0.0),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-
-def _unshare_steps(optimizer: torch.optim.Optimizer) -> None:
-    """megatron-core loads one `step` tensor for all parameters, which each would count up."""
-    for state in optimizer.state.values():
-        state["step"] = state["step"].clone()
-
-
-def _newest_whole(root: Path) -> tuple[Path | None, tuple[str, ...]]:
-    passed_over: list[str] = []
-    for path in reversed(_checkpoints(root)):
-        reason = fault(path)
-        if reason is None:
-            return path, tuple(passed_over)
-        passed_over.append(reason)
-    return None, tuple(passed_over)
-
-
-def _publish(aside: Path, final: Path, *, data: str) -> int:
-    files = {
-        str(file.relative_to(aside)): file.stat().st_size
-        for file in sorted(aside.rglob("*"))
-        if file.is_file()
-    }
-    manifest = aside / _MANIFEST
-    with manifest.open("w", encoding="utf-8") as stream:
-        json.dump({"version": _VERSION, "data": data, "files": files}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    return sum(files.values())
-
-
-def _checkpoints(root: Path) -> list[Path]:
-    """The checkpoint directories, oldest first."""
-    return sorted(path for path in root.glob("step-*") if _NAME.fullmatch(path.name))
-
-
-def prune(root: Path, *, newest: int, keep: int) -> None:
-    """Keep the newest `keep` whole checkpoints up to the one just written.
-
-    Those of later steps are of a course that a resume has left; broken ones and remains of
-    interrupted saves are of no use.
+    Args:
+        local: What is in each of the nodes' folders.
+        remote: What is at the address.
     """
-    whole = [path for path in _checkpoints(root) if fault(path) is None]
-    kept = [path for path in whole if step_of(path) <= newest][-keep:]
-    for path in (*_checkpoints(root), *root.glob(".step-*.partial")):
-        if path not in kept:
-            shutil.rmtree(path)
+    passed_over: list[str] = []
+    names = {*remote, *(name for found in local for name in found)}
+    for name in sorted(names, key=files.step_of, reverse=True):
+        near = [found.get(name) for found in local]
+        manifests = [_whole(found) for found in near]
+        ids = {None if each is None else each.save_id for each in manifests}
+        far = _whole(remote.get(name))
+        manifest = far or (manifests[0] if len(ids) == 1 else None)
+        if manifest is not None:
+            return Choice(
+                name=name,
+                manifest=manifest,
+                fetch=ids != {manifest.save_id},
+                passed_over=tuple(passed_over),
+            )
+        faults = [found.fault for found in (*near, remote.get(name)) if found is not None]
+        passed_over.append(next(filter(None, faults), f"{name} is not on every node"))
+    return Choice(name=None, manifest=None, fetch=False, passed_over=tuple(passed_over))
+
+
+def _whole(found: Found | None) -> Manifest | None:
+    """The manifest of a whole checkpoint."""
+    return None if found is None or found.fault is not None else found.manifest
+
+
+def _newest(found: Mapping[str, Found], *, name: str, keep: int) -> list[str]:
+    """The `keep` newest whole ones up to `name`, oldest first.
+
+    Those of later steps are of a course that a resume has left.
+    """
+    last = files.step_of(name)
+    whole = [each for each, what in found.items() if _whole(what) or each == name]
+    return [each for each in whole if files.step_of(each) <= last][-keep:]
+
+
+def _merged(listings: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Sizes of files by name; of a file that a node still sees short, the larger."""
+    merged: dict[str, int] = {}
+    for listing in listings:
+        for file, size in listing.items():
+            merged[file] = max(size, merged.get(file, 0))
+    return merged

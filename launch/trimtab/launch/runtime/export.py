@@ -9,8 +9,7 @@ import torch.distributed as dist
 from trimtab.core.errors import InputError
 from trimtab.core.job import JobSpec
 from trimtab.core.plan import Layout
-from trimtab.launch.runtime import checkpoint
-from trimtab.launch.runtime.checkpoint import LoadedCheckpoint
+from trimtab.launch.runtime.checkpoint import LoadedCheckpoint, checkpoints_of
 from trimtab.launch.runtime.clock import StepClock
 from trimtab.launch.runtime.engine_megatron import MegatronEngine
 from trimtab.launch.runtime.huggingface import export_hugging_face
@@ -39,7 +38,8 @@ def export_newest(job: JobSpec, checkpoints: Path, folder: Path) -> LoadedCheckp
             engine = MegatronEngine(
                 job.model, Layout(), training=job.training, clock=StepClock()
             )
-            loaded = checkpoint.load_latest(engine, checkpoints)
+            found = checkpoints_of(job, checkpoints.parent, first_on_node=0)
+            loaded = found.load_latest(engine)
             if loaded.path is None:
                 raise InputError(f"{checkpoints}: there is no checkpoint to export")
             export_hugging_face(engine.module, job.model, folder, tokenizer=job.data.tokenizer)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from trimtab.core.errors import InputError, NoRestartError
+from trimtab.core.errors import InputError, JobFailedError, NoRestartError
 from trimtab.core.events import (
     Alert,
     CheckpointSaved,
@@ -31,8 +31,8 @@ from trimtab.core.events import (
 from trimtab.core.job import JobSpec
 from trimtab.core.plan import Layout, SequenceGroup, StepPlan
 from trimtab.launch.plans import StepPlans
-from trimtab.launch.runtime import checkpoint
 from trimtab.launch.runtime.batches import BatchSampler, SequenceSet, open_corpus
+from trimtab.launch.runtime.checkpoint import checkpoints_of
 from trimtab.launch.runtime.clock import StepClock
 from trimtab.launch.runtime.context import RankContext, device_peak, join
 from trimtab.launch.runtime.documents import Int64Array
@@ -95,7 +95,10 @@ class Trainer:
         """Open the data, build the model, load the newest checkpoint; collective."""
         self._job, self._rank, self._plans = job, context.rank, plans
         self._telemetry = telemetry
-        self._checkpoints = run_dir / "checkpoints"
+        self._checkpoints = checkpoints_of(
+            job, run_dir, first_on_node=context.rank - context.local_rank
+        )
+        self._checkpoints.check_usable()
         self._clock = StepClock()
         self._corpus = open_corpus(
             job.data,
@@ -130,7 +133,7 @@ class Trainer:
             if evaluate_every and self.finished_steps % evaluate_every == 0:
                 self._evaluate()
         if self._saved_step < self.finished_steps:
-            self._save()
+            self._save(is_last=True)
         _say(f"ends after step {self.finished_steps} of {training.num_steps}")
 
     def _train_step(self, step: int, stop_asked: Callable[[], bool]) -> bool:
@@ -283,16 +286,21 @@ class Trainer:
                 )
             )
 
-    def _save(self) -> None:
+    def _save(self, *, is_last: bool = False) -> None:
         self._telemetry.progress(self.finished_steps, lambda: "checkpoint")
         began_s = time.monotonic()
-        saved = checkpoint.save(
+        saved = self._checkpoints.save(
             self.engine,
-            self._checkpoints,
             step=self.finished_steps,
             keep=self._job.checkpoint.keep,
             data=self._corpus.fingerprint,
         )
+        if saved.problem is not None:
+            self._alert(f"checkpoint.address: {saved.problem}", step=saved.step)
+        if not saved.is_whole:
+            if is_last:
+                raise JobFailedError(f"step {saved.step} could not be saved: {saved.problem}")
+            return
         self._saved_step = self.finished_steps
         if self._rank == 0:
             _say(f"step {saved.step}: checkpoint written to {saved.path}")
@@ -307,7 +315,7 @@ class Trainer:
             )
 
     def _restore(self) -> int:
-        loaded = checkpoint.load_latest(self.engine, self._checkpoints)
+        loaded = self._checkpoints.load_latest(self.engine)
         for reason in loaded.passed_over:
             self._alert(f"checkpoint passed over: {reason}", step=loaded.step)
         if loaded.path is None:
