@@ -204,3 +204,16 @@ def test_a_rank_without_memory_ends_with_what_to_do_and_is_not_to_be_restarted(
     (alert,) = of(Alert, ranks.events)
     assert alert.severity == "critical"
     assert "step_planning.token_cap" in alert.message
+
+
+def test_gpus_that_torch_does_not_see_are_told_before_the_ranks_meet(
+    ranks_of: Callable[..., Ranks],
+) -> None:
+    ranks = ranks_of("num_ranks=1", "cluster.nodes.0.gpu.name=NVIDIA H100 SXM5 80GB")
+    ranks.start()
+    (ended,) = ranks.until_ended()
+
+    assert ended.exit_code == ExitCode.USAGE
+    last = ranks.log(0).splitlines()[-1]
+    assert last.startswith(f"error: cluster: node {socket.gethostname()} is to have a GPU")
+    assert "sees 0 there with CUDA_VISIBLE_DEVICES=''; install a torch build" in last

@@ -1,6 +1,7 @@
 """Which rank this process is, how it meets the others, and what device it has."""
 
 import datetime
+import os
 import re
 import socket
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch re-exports it
 
-from trimtab.core.errors import JobFailedError
+from trimtab.core.errors import InputError, JobFailedError
 from trimtab.core.job import JobSpec
 
 _MEETING_TIMEOUT: Final = datetime.timedelta(minutes=10)
@@ -29,6 +30,26 @@ class RankContext:
     """Where the ranks meet: `tcp://host:port` of the store that rank 0 holds."""
     store_fd: int | None = None
     """Rank 0: the store's socket, bound and listening already; None: it binds the port."""
+
+
+def check_device(job: JobSpec, context: RankContext) -> None:
+    """See that torch finds the GPU that this rank is to use, whatever the driver has told.
+
+    Raises:
+        InputError: The cluster file says GPUs, and torch sees too few.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not job.needs_gpus or found > context.local_rank:
+        return
+    build = torch.version.cuda or "no CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    raise InputError(
+        f"cluster: node {socket.gethostname()} is to have a GPU for its rank "
+        f"{context.local_rank} (counted from 0), but torch {torch.__version__} (built for "
+        f"{build}) sees {found} there"
+        + ("" if visible is None else f" with CUDA_VISIBLE_DEVICES={visible!r}")
+        + "; install a torch build that fits the driver, or name a cluster whose gpu is a cpu"
+    )
 
 
 def join(context: RankContext) -> None:

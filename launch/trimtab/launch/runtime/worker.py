@@ -34,7 +34,7 @@ from trimtab.launch.plans import StepPlans
 from trimtab.launch.runtime.batches import BatchSampler, SequenceSet, open_corpus
 from trimtab.launch.runtime.checkpoint import checkpoints_of
 from trimtab.launch.runtime.clock import StepClock
-from trimtab.launch.runtime.context import RankContext, device_peak, join
+from trimtab.launch.runtime.context import RankContext, check_device, device_peak, join
 from trimtab.launch.runtime.documents import Int64Array
 from trimtab.launch.runtime.engine_megatron import GroupShare, MegatronEngine, device
 from trimtab.launch.runtime.failures import memory_failures_told
@@ -65,9 +65,10 @@ def run_rank(
         stop_asked: Whether this rank was asked to stop; looked at between steps.
 
     Raises:
-        InputError: The job cannot be run: data, model or checkpoint do not fit.
+        InputError: The job cannot be run: devices, data, model or checkpoint do not fit.
         NoRestartError: Training has diverged, or memory has run out; so it would again.
     """
+    check_device(job, context)
     join(context)
     try:
         with memory_failures_told(rank=context.rank):
