@@ -8,7 +8,14 @@ import pytest
 from trimtab.core.batch import BatchProfile
 from trimtab.core.cluster import ClusterSpec, GpuSpec, IslandLink, Link, NicSpec, NodeSpec
 from trimtab.core.errors import InfeasibleError, InputError, unknown_name_message
-from trimtab.core.job import DataSource, DataSpec, JobHandle, JobSpec, TrainingSpec
+from trimtab.core.job import (
+    CheckpointSpec,
+    DataSource,
+    DataSpec,
+    JobHandle,
+    JobSpec,
+    TrainingSpec,
+)
 from trimtab.core.model import ModelSpec, Positions
 from trimtab.core.plan import Layout, SequenceGroup, StageMemory, StagePath, StepPlan, Wave
 from trimtab.core.profile import DegreeBandwidth, StepProfile
@@ -153,6 +160,14 @@ def test_a_handle_reads_back() -> None:
         ),
         (lambda: JobHandle.parse("slurn://1"), "unknown value 'slurn'"),
         (lambda: JobHandle.parse("local://../x"), "is not a job id"),
+        (
+            lambda: CheckpointSpec(address="/shared/ckpt"),
+            "checkpoint.address: expected an fsspec address such as s3://bucket/folder",
+        ),
+        (
+            lambda: CheckpointSpec(address="file://shared/ckpt"),
+            "checkpoint.address: expected an absolute path after file://",
+        ),
         (lambda: DataSource(path="x", weight=-1.0), "weight: expected a finite number > 0"),
         (lambda: DataSource(path="x", format="json"), "did you mean 'jsonl'?"),  # type: ignore[arg-type]
         (lambda: TrainingSpec(num_steps=0, global_batch_seqs=1), "training.num_steps"),
@@ -192,6 +207,13 @@ def test_a_wrong_value_is_refused_in_one_clear_line(
         build()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError, match=r"^checkpoint\.address: .*password") as caught:
+        CheckpointSpec(address="ftp://me:hunter2@host/folder")
+    assert "hunter2" not in str(caught.value)
+    assert CheckpointSpec(address="sftp://me@host:22/a:b@c").keep == 2
 
 
 def test_rotary_positions_have_no_end() -> None:
