@@ -305,7 +305,10 @@ def _text(documents: TextDocuments, document: int, tokenizer: JsonTokenizer) -> 
 def _tokenize_cached(
     documents: TextDocuments, tokenizer: JsonTokenizer, cache_dir: Path
 ) -> tuple[TokenArray, Int64Array]:
-    """As `_tokenize`, from the cache where it is; one process makes it and the others wait."""
+    """As `_tokenize`, from the cache where it is; one process makes it and the others wait.
+
+    On a file system without locks each process makes it, and the first one's is used.
+    """
     digest = hashlib.blake2b(_CACHE_VERSION + tokenizer.digest, digest_size=16)
     for document, num_bytes in enumerate(documents.num_bytes):
         digest.update(int(num_bytes).to_bytes(8, "little"))
