@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch re-exports it
 
+from trimtab.core.cluster import ClusterSpec, GpuSpec
 from trimtab.core.errors import InputError, JobFailedError
 from trimtab.core.job import JobSpec
 
@@ -96,13 +97,21 @@ def device_peak(job: JobSpec, context: RankContext) -> tuple[str, float | None, 
     if not torch.cuda.is_available():
         return "cpu", None, "the device is a CPU, which has no datasheet peak"
     name = torch.cuda.get_device_name(context.local_rank)
-    gpu, precision = job.cluster.nodes[0].gpu, job.training.precision
-    if not is_same_device(name, gpu.name):
-        return name, None, f"the cluster file describes {gpu.name}, but the device is {name}"
+    precision = job.training.precision
+    gpu = described_gpu(name, job.cluster)
+    if gpu is None:
+        names = " and ".join(job.cluster.gpu_names)
+        return name, None, f"the cluster file describes {names}, but the device is {name}"
     peak = gpu.peak_flop_per_s(precision)
     if peak is None:
         return name, None, f"the cluster file gives {gpu.name} no {precision} peak"
     return name, peak, f"{gpu.name} dense {precision}, from cluster {job.cluster.name!r}"
+
+
+def described_gpu(found: str, cluster: ClusterSpec) -> GpuSpec | None:
+    """The device of the cluster file that a driver calls `found`, whichever nodes have it."""
+    gpus = (node.gpu for node in cluster.nodes)
+    return next((gpu for gpu in gpus if is_same_device(found, gpu.name)), None)
 
 
 def is_same_device(found: str, described: str) -> bool:
