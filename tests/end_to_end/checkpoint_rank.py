@@ -1,20 +1,18 @@
-"""One rank of several short runs in turn, each with nodes and an address of its own.
+"""Ranks of several short runs in turn, each with nodes and an address of its own.
 
-    python checkpoint_rank.py CONFIG.json    (RANK in the environment)
+    python checkpoint_rank.py CONFIG.json
 
-Writes what came of each run to `OUT/rank-N.json`. One process for all runs, because importing
-takes longer than they do.
+Writes what came of each run to `OUT/rank-N.json`. A rank is one process for all runs.
 """
 
 import json
-import os
 import shutil
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked import run_ranks  # type: ignore[import-not-found]  # beside this file
 from train_rank import GivenPlans, Recorder  # type: ignore[import-not-found]  # beside this file
 
 from trimtab.core.cluster import ClusterSpec, GpuSpec, Link, NicSpec, NodeSpec
@@ -135,9 +133,7 @@ def train(run: dict[str, Any], *, rank: int, documents: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    config = json.loads(Path(sys.argv[1]).read_text())
-    rank = int(os.environ["RANK"])
+def train_all(config: dict[str, Any], rank: int) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for name, run in config["runs"].items():
@@ -147,9 +143,10 @@ def main() -> None:
     (Path(config["out"]) / f"rank-{rank}.json").write_text(json.dumps(results))
 
 
+def main() -> None:
+    config = json.loads(Path(sys.argv[1]).read_text())
+    run_ranks(config["num_ranks"], lambda rank: train_all(config, rank))
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+    main()

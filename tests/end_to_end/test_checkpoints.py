@@ -38,6 +38,7 @@ def runs(folder: Path) -> dict[str, Any]:
         config = {
             "documents": str(documents),
             "out": str(folder),
+            "num_ranks": NUM_RANKS,
             "runs": {
                 name: {
                     "port": stores[name].getsockname()[1],
@@ -48,25 +49,25 @@ def runs(folder: Path) -> dict[str, Any]:
             },
         }
         (folder / "config.json").write_text(json.dumps(config))
-        ranks = [stack.enter_context(start(folder, rank, stores)) for rank in range(NUM_RANKS)]
-        codes = [rank.wait(timeout=240) for rank in ranks]
-    logs = "\n".join((folder / f"stderr-{rank}").read_text()[-3000:] for rank in range(4))
-    assert codes == [0] * NUM_RANKS, logs
+        ended = train(folder, stores)
+    assert ended.returncode == 0, (folder / "stderr").read_text()[-5000:]
     told = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(4)]
     return {name: [each[name] for each in told if name in each] for name in wanted(folder)}
 
 
-def start(
-    folder: Path, rank: int, stores: dict[str, socket.socket]
-) -> "subprocess.Popen[bytes]":
+def train(
+    folder: Path, stores: dict[str, socket.socket]
+) -> "subprocess.CompletedProcess[bytes]":
     script = Path(__file__).with_name("checkpoint_rank.py")
-    with (folder / f"stderr-{rank}").open("w") as log:
-        return subprocess.Popen(
+    with (folder / "stderr").open("w") as log:
+        return subprocess.run(
             [sys.executable, "-W", "ignore", str(script), str(folder / "config.json")],
-            env={**os.environ, "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"},
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
             stdout=subprocess.DEVNULL,
             stderr=log,
             pass_fds=[store.fileno() for store in stores.values()],
+            timeout=240,
+            check=False,
         )
 
 

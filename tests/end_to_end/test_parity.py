@@ -93,6 +93,7 @@ def _train(
     store = socket.create_server(("127.0.0.1", 0))
     config = {
         "job": serde.to_document(job),
+        "num_ranks": num_ranks,
         "plans": [serde.to_document(plan) for plan in plans],
         "rendezvous": f"tcp://127.0.0.1:{store.getsockname()[1]}",
         "out": str(out),
@@ -101,23 +102,19 @@ def _train(
     (out / "config.json").write_text(json.dumps(config))
     script = Path(__file__).with_name("train_rank.py")
     with store, (out / "stderr").open("w") as log:
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", str(script), str(out / "config.json")],
-                env={
-                    **os.environ,
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(num_ranks),
-                    "GLOO_SOCKET_IFNAME": "lo",
-                    "STORE_FD": str(store.fileno()),
-                },
-                stderr=log,
-                pass_fds=(store.fileno(),),
-            )
-            for rank in range(num_ranks)
-        ]
-    codes = [rank.wait(timeout=280) for rank in ranks]
-    assert codes == [0] * num_ranks, (out / "stderr").read_text()[-2000:]
+        ended = subprocess.run(
+            [sys.executable, "-W", "ignore", str(script), str(out / "config.json")],
+            env={
+                **os.environ,
+                "GLOO_SOCKET_IFNAME": "lo",
+                "STORE_FD": str(store.fileno()),
+            },
+            stderr=log,
+            pass_fds=(store.fileno(),),
+            timeout=280,
+            check=False,
+        )
+    assert ended.returncode == 0, (out / "stderr").read_text()[-2000:]
     results: dict[str, Any] = json.loads((out / "rank-0.json").read_text())
     results["gradients"] = torch.load(out / "gradients-0.pt")
     return results

@@ -1,6 +1,6 @@
-"""One rank of a real training run with plans given beforehand: what the parity tests start.
+"""The ranks of a real training run with plans given beforehand: what the parity tests start.
 
-    python train_rank.py CONFIG.json    (RANK and WORLD_SIZE in the environment)
+    python train_rank.py CONFIG.json    (STORE_FD in the environment)
 
 Writes losses of all steps, gradient norms, and the gradients of the first step to
 `OUT/rank-N.json` and `OUT/gradients-N.pt`. `fault` breaks one thing on purpose, so that the
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import run_ranks  # type: ignore[import-not-found]  # beside this file
 
 from trimtab.core import serde
 from trimtab.core.events import AnyEvent, EvaluationFinished, StepFinished, StepSummarized
@@ -57,9 +58,8 @@ class Recorder:
     def progress(self, _step: int, _doing: Callable[[], str]) -> None: ...
 
 
-def main() -> None:
-    config = json.loads(Path(sys.argv[1]).read_text())
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+def train(config: dict[str, Any], rank: int) -> None:
+    world_size = config["num_ranks"]
     out = Path(config["out"])
     torch.set_num_threads(1)
     _break(config.get("fault"))
@@ -140,6 +140,11 @@ def _break(fault: str | None) -> None:
             return loss_sum(engine, share) * (1 + 1 / len(share.document_lengths))
 
         ENGINE.loss_sum = weighted
+
+
+def main() -> None:
+    config = json.loads(Path(sys.argv[1]).read_text())
+    run_ranks(config["num_ranks"], lambda rank: train(config, rank))
 
 
 if __name__ == "__main__":

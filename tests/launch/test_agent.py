@@ -57,8 +57,17 @@ class Controller:
     links: list[AgentLink] = field(default_factory=list)
     heard: list[wire.FromAgent | None] = field(default_factory=list)
 
-    def start_agent(self, **environment: str) -> subprocess.Popen[bytes]:
+    def start_agent(
+        self, *, leftovers_end_after_s: float | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
         argv = agent.command(self.run_dir, self.server.address)
+        if leftovers_end_after_s is not None:
+            program = (
+                "import sys; from trimtab.launch import agent\n"
+                f"agent._LEFTOVER_GRACE_S = {leftovers_end_after_s}\n"
+                "sys.exit(agent.main(sys.argv[1:]))"
+            )
+            argv = (sys.executable, "-P", "-c", program, *argv[-2:])
         inherited = {**os.environ, "TRIMTAB_NODE": "n0", agent.TOKEN_VARIABLE: TOKEN}
         process = subprocess.Popen(argv, env=inherited | environment)
         self.agents.append(process)
@@ -258,7 +267,7 @@ def test_a_new_agent_ends_what_an_old_one_has_left(
     controller.until_up()
     old.kill()
     controller.hear(None)
-    new = controller.start_agent()
+    new = controller.start_agent(leftovers_end_after_s=1.0)
     assert len(started_here()) == 2
     controller.hear(wire.AgentHello)
     assert [process.pid for process in started_here()] == [new.pid]

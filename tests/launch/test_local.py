@@ -27,7 +27,7 @@ from trimtab.core.job import (
 )
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
-from trimtab.launch import locks
+from trimtab.launch import local, locks
 from trimtab.launch.api import Scheduler
 from trimtab.launch.fleet import Fleet, Rendezvous
 from trimtab.launch.local import LocalAllocation, LocalScheduler
@@ -230,8 +230,12 @@ def test_agent_and_ranks_hold_the_runs_lock(run_dir: Path, started_here: Started
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_closing_ends_deaf_ranks_of_an_agent_that_is_gone_or_stopped(
-    run_dir: Path, started_here: Started, number: signal.Signals
+    run_dir: Path,
+    started_here: Started,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(local, "_ORPHAN_GRACE_S", 1.0)
     with local_fleet(run_dir) as fleet:
         start(fleet, run_dir, DEAF)
         wait_up(run_dir)

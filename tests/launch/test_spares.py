@@ -3,9 +3,11 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
+import pytest
 
 from trimtab.launch.processes import RankOrder
 from trimtab.launch.spares import SparePool
@@ -32,8 +34,18 @@ def order(folder: Path, *, rank: int = 0, argv: tuple[str, ...] = ARGV) -> RankO
     )
 
 
-def test_spares_are_used_up_then_kept_again(tmp_path: Path) -> None:
+@pytest.fixture
+def pool() -> Iterator[SparePool]:
     pool = SparePool(held_fds=())
+    yield pool
+    pool.end()
+
+
+def children() -> set[psutil.Process]:
+    return set(psutil.Process().children())
+
+
+def test_spares_are_used_up_then_kept_again(pool: SparePool, tmp_path: Path) -> None:
     assert pool.take(order(tmp_path)) is None
     pool.keep(2, argv=ARGV, environment=os.environ)
     pool.keep(2, argv=ARGV, environment=os.environ)
@@ -49,22 +61,22 @@ def test_spares_are_used_up_then_kept_again(tmp_path: Path) -> None:
     assert again.wait() == 0
 
 
-def test_a_spare_that_has_died_is_passed_over_and_replaced(tmp_path: Path) -> None:
-    pool = SparePool(held_fds=())
+def test_a_spare_that_has_died_is_passed_over_and_replaced(
+    pool: SparePool, tmp_path: Path
+) -> None:
+    before = children()
     dying = (sys.executable, "-c", "raise SystemExit(3)")
     pool.keep(1, argv=dying, environment=os.environ)
-    (process,) = psutil.Process().children()
+    (process,) = children() - before
     while process.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.02)
     assert pool.take(order(tmp_path, argv=dying)) is None
     pool.keep(1, argv=dying, environment=os.environ)
-    assert len(psutil.Process().children()) == 1
+    assert len(children() - before) == 1
     pool.end()
-    assert not psutil.Process().children()
+    assert not children() - before
 
 
-def test_spares_of_another_command_line_are_not_used(tmp_path: Path) -> None:
-    pool = SparePool(held_fds=())
+def test_spares_of_another_command_line_are_not_used(pool: SparePool, tmp_path: Path) -> None:
     pool.keep(1, argv=ARGV, environment=os.environ)
     assert pool.take(order(tmp_path, argv=(*ARGV, "other"))) is None
-    pool.end()
