@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forked import run_ranks  # type: ignore[import-not-found]  # beside this file
-from train_rank import GivenPlans, Recorder  # type: ignore[import-not-found]  # beside this file
+from forked import run_ranks
+from train_rank import GivenPlans, Recorder
 
 from trimtab.core.cluster import ClusterSpec, GpuSpec, Link, NicSpec, NodeSpec
 from trimtab.core.errors import TrimtabError
@@ -29,7 +29,7 @@ BATCH = 6
 STATE: Any = checkpoint_state
 
 
-class Saboteur(Recorder):  # type: ignore[misc]  # see the import
+class Saboteur(Recorder):
     """Keeps the events, and puts a file where the run's folder at the address was."""
 
     def __init__(self, folder: Path | None) -> None:

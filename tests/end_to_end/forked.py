@@ -1,4 +1,4 @@
-"""Ranks forked from one process that has imported everything: importing takes longer than they do."""
+"""Ranks forked from one process that has imported everything, which takes longest."""
 
 import os
 import sys

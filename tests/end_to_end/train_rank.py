@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forked import run_ranks  # type: ignore[import-not-found]  # beside this file
+from forked import run_ranks
 
 from trimtab.core import serde
 from trimtab.core.events import AnyEvent, EvaluationFinished, StepFinished, StepSummarized

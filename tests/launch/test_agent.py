@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
 import pytest
@@ -58,7 +59,10 @@ class Controller:
     heard: list[wire.FromAgent | None] = field(default_factory=list)
 
     def start_agent(
-        self, *, leftovers_end_after_s: float | None = None, **environment: str
+        self,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        *,
+        leftovers_end_after_s: float | None = None,
     ) -> subprocess.Popen[bytes]:
         argv = agent.command(self.run_dir, self.server.address)
         if leftovers_end_after_s is not None:
@@ -69,7 +73,7 @@ class Controller:
             )
             argv = (sys.executable, "-P", "-c", program, *argv[-2:])
         inherited = {**os.environ, "TRIMTAB_NODE": "n0", agent.TOKEN_VARIABLE: TOKEN}
-        process = subprocess.Popen(argv, env=inherited | environment)
+        process = subprocess.Popen(argv, env={**inherited, **environment})
         self.agents.append(process)
         return process
 
@@ -138,7 +142,7 @@ def test_an_agent_beats_until_it_is_told_to_leave(controller: Controller) -> Non
 def test_the_nodes_name_is_the_one_it_was_given(
     controller: Controller, environment: dict[str, str], name: str
 ) -> None:
-    controller.start_agent(**environment)
+    controller.start_agent(environment)
     hello = controller.hear(wire.AgentHello)
     assert isinstance(hello, wire.AgentHello)
     assert hello.node == name
@@ -279,7 +283,7 @@ def test_agents_of_other_nodes_and_runs_do_not_wait(
     controller.start_agent()
     controller.hear(wire.AgentHello)
     first = controller.links[-1]
-    controller.start_agent(TRIMTAB_NODE="n1")
+    controller.start_agent({"TRIMTAB_NODE": "n1"})
     controller.hear(wire.AgentHello)
     assert controller.links[-1] is not first
     first.cut()
