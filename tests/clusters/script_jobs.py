@@ -1,4 +1,4 @@
-"""A whole job on a real cluster whose ranks are a script, so that nothing is imported for long."""
+"""A whole job on a real cluster; its ranks are a script, so that nothing is imported."""
 
 import os
 import sys

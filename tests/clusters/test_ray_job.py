@@ -1,4 +1,4 @@
-"""Whole jobs on a real Ray of three nodes: they go on without a killed node, and leave nothing."""
+"""Whole jobs on a real Ray of three nodes: they outlive nodes, ranks and controllers."""
 
 import os
 import signal
