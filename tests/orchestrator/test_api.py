@@ -55,12 +55,12 @@ def test_a_job_without_a_layout_gets_one_that_fills_its_ranks() -> None:
 
 
 def test_the_layout_of_a_job_is_kept() -> None:
-    job = api.load_job(CONFIGS / "llama-3-8b.yaml", ["layout.tp=4", "layout.pp=2"])
-    with pytest.raises(InfeasibleError, match=r"it fits with layout\.recompute selective"):
+    changes = ["layout={tp: 4, pp: 2, micro_batch_seqs: 16}"]
+    job = api.load_job(CONFIGS / "llama-3-8b.yaml", changes)
+    with pytest.raises(InfeasibleError, match=r"it fits with layout\.recompute full"):
         api.plan(job)
-    job = api.load_job(
-        CONFIGS / "llama-3-8b.yaml", ["layout={tp: 4, pp: 2, recompute: selective}"]
-    )
+    changes = ["layout={tp: 4, pp: 2, recompute: selective}"]
+    job = api.load_job(CONFIGS / "llama-3-8b.yaml", changes)
     assert api.plan(job).layout == Layout(tp=4, pp=2, dp=2, recompute="selective")
 
 

@@ -7,13 +7,15 @@ from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
+from trimtab.core.rates import Rates
 from trimtab.planners.costs import (
-    LayoutCosts,
     StepWork,
     analytic_profile,
     group_degrees,
     group_s,
-    step_parts,
+    price,
+    step_s,
+    work_counts,
 )
 from trimtab.planners.placement import machine
 
@@ -90,13 +92,23 @@ def test_a_device_of_unknown_peak_asks_for_calibration(
         analytic_profile(model, a100s(peak=None), Layout(dp=8), precision="bf16")
 
 
-def uniform_costs(model: ModelSpec, cluster: ClusterSpec, layout: Layout) -> LayoutCosts:
+RATES = Rates()
+
+
+def parts(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    layout: Layout,
+    *,
+    micro: int = 1,
+    tokens: float = 1e5,
+    squares: float = 1e8,
+    rates: Rates = RATES,
+) -> dict[str, float]:
     used = machine(cluster, layout.num_ranks, precision="bf16")
-    return LayoutCosts(model=model, layout=layout, used=used, precision="bf16")
-
-
-def seconds(costs: LayoutCosts, work: StepWork) -> dict[str, float]:
-    return {part.name: part.seconds for part in step_parts(costs, work=work)}
+    work = StepWork(num_micro_batches=micro, squares=squares, degree_tokens=((1, tokens),))
+    counts = work_counts(model, layout, used, precision="bf16", work=work)
+    return {name: float(seconds) for name, seconds in price(counts, rates).items()}
 
 
 def test_one_stage_has_no_bubble_and_more_micro_batches_shrink_it(
@@ -104,43 +116,86 @@ def test_one_stage_has_no_bubble_and_more_micro_batches_shrink_it(
 ) -> None:
     model = gpt(num_layers=8, hidden=1024, num_heads=8)
     cluster = a100s(num_nodes=2)
-    few = StepWork(num_micro_batches=4, squares=1e8, degree_tokens=((1, 1e5),))
-    many = StepWork(num_micro_batches=16, squares=1e8, degree_tokens=((1, 1e5),))
-    one_stage = seconds(uniform_costs(model, cluster, Layout(dp=16)), few)
+    one_stage = parts(model, cluster, Layout(dp=16), micro=4)
     assert one_stage["pipeline bubble"] == one_stage["pp communication"] == 0
-    costs = uniform_costs(model, cluster, Layout(pp=4, dp=4))
-    assert seconds(costs, few)["pipeline bubble"] > 3 * seconds(costs, many)["pipeline bubble"]
+    four = Layout(pp=4, dp=4)
+    few, many = (parts(model, cluster, four, micro=micro) for micro in (4, 16))
+    assert few["pipeline bubble"] > 3 * many["pipeline bubble"]
 
 
-def test_full_recompute_costs_a_third_more_compute(gpt: GptMaker, a100s: ClusterMaker) -> None:
+def test_chunks_divide_the_bubble(gpt: GptMaker, a100s: ClusterMaker) -> None:
     model = gpt(num_layers=8, hidden=1024, num_heads=8)
-    work = StepWork(num_micro_batches=1, squares=1e8, degree_tokens=((1, 1e5),))
+    one, two = (
+        parts(model, a100s(num_nodes=2), Layout(pp=4, dp=4, vpp=vpp), micro=4) for vpp in (1, 2)
+    )
+    assert two["pipeline bubble"] == pytest.approx(one["pipeline bubble"] / 2)
+
+
+def test_full_recompute_costs_a_third_more_products(gpt: GptMaker, a100s: ClusterMaker) -> None:
+    model = gpt(num_layers=8, hidden=1024, num_heads=8)
     none, full = (
-        seconds(uniform_costs(model, a100s(), Layout(dp=8, recompute=recompute)), work)
+        parts(model, a100s(), Layout(dp=8, recompute=recompute))
         for recompute in ("none", "full")
     )
-    assert full["compute"] == pytest.approx(none["compute"] * 4 / 3)
-    assert full["attention"] == pytest.approx(none["attention"] * 4 / 3)
+    for name in ("matrix products", "attention", "norms and activations"):
+        assert full[name] == pytest.approx(none[name] * 4 / 3)
 
 
-def test_compute_is_the_flops_over_the_rate(gpt: GptMaker, a100s: ClusterMaker) -> None:
+def test_large_products_take_their_flops_over_the_rate(
+    gpt: GptMaker, a100s: ClusterMaker
+) -> None:
+    model = gpt(num_layers=8, hidden=16_384, num_heads=128)
+    found = parts(model, a100s(), Layout(dp=8), tokens=65_536.0, squares=0.0)
+    layers = model.matmul_parameters - model.vocab * model.hidden
+    expected = 6 * layers * 65_536 / (RATES.matmul_efficiency * 312e12)
+    assert found["matrix products"] == pytest.approx(expected, rel=0.03)
+
+
+def test_attention_that_keeps_scores_is_slower(gpt: GptMaker, a100s: ClusterMaker) -> None:
     model = gpt(num_layers=8, hidden=1024, num_heads=8)
-    work = StepWork(num_micro_batches=1, squares=0.0, degree_tokens=((1, 1000.0),))
-    parts = seconds(uniform_costs(model, a100s(), Layout(dp=8)), work)
-    expected = 6 * model.matmul_parameters * 1000 / (0.65 * 312e12)
-    assert parts["compute"] == pytest.approx(expected, rel=2e-3)  # biases are not multiplied
-    assert parts["attention"] == 0
+    fused, unfused = (
+        parts(model, a100s(), Layout(dp=8, fused_attention=is_fused), squares=2e8)["attention"]
+        for is_fused in (True, False)
+    )
+    assert unfused > 2 * fused
+
+
+def test_launching_kernels_is_hidden_behind_long_ones(
+    gpt: GptMaker, a100s: ClusterMaker
+) -> None:
+    model = gpt(num_layers=8, hidden=1024, num_heads=8)
+    short = parts(model, a100s(), Layout(dp=8), tokens=128.0, squares=1e4)
+    assert sum(short.values()) > 8 * 3 * RATES.launch_s
+    assert short["kernel launches"] > short["matrix products"]
+    long = parts(model, a100s(), Layout(dp=8), tokens=1e6, squares=1e10)
+    assert long["kernel launches"] < 0.01 * long["matrix products"]
 
 
 def test_zero_3_gathers_weights_for_every_micro_batch(
     gpt: GptMaker, a100s: ClusterMaker
 ) -> None:
-    model = gpt(num_layers=8, hidden=1024, num_heads=8)
+    model = gpt(num_layers=8, hidden=8192, num_heads=64)
     one, three = (
-        uniform_costs(model, a100s(num_nodes=2), Layout(dp=16, zero=zero)) for zero in (1, 3)
+        parts(model, a100s(num_nodes=8), Layout(dp=64, zero=zero), micro=64, tokens=6.4e4)
+        for zero in (1, 3)
     )
-    assert three.gather_s(4) == pytest.approx(8 * one.gather_s(4))
-    assert three.reduction_s(4) == pytest.approx(4 * one.reduction_s(4))
-    unsharded = uniform_costs(model, a100s(num_nodes=2), Layout(dp=16, zero=0))
-    assert unsharded.gather_s(4) == 0
-    assert unsharded.reduction_s(4) == pytest.approx(2 * one.reduction_s(4))
+    assert three["dp communication"] > 10 * one["dp communication"]
+
+
+def test_the_parts_add_up_to_the_step(gpt: GptMaker, a100s: ClusterMaker) -> None:
+    model = gpt(num_layers=8, hidden=1024, num_heads=8)
+    layout = Layout(tp=2, pp=2, dp=4)
+    used = machine(a100s(num_nodes=2), 16, precision="bf16")
+    work = StepWork(num_micro_batches=8, squares=1e8, degree_tokens=((1, 1e5),))
+    counts = work_counts(model, layout, used, precision="bf16", work=work)
+    assert sum(price(counts, RATES).values()) == pytest.approx(step_s(counts, RATES))
+
+
+def test_a_slower_device_takes_longer_in_every_part(gpt: GptMaker, a100s: ClusterMaker) -> None:
+    model = gpt(num_layers=8, hidden=1024, num_heads=8)
+    layout = Layout(tp=2, pp=2, dp=4)
+    slow = Rates(matmul_efficiency=0.3, attention_efficiency=0.1, tp_factor=2.0)
+    usual = parts(model, a100s(num_nodes=2), layout, micro=4)
+    slower = parts(model, a100s(num_nodes=2), layout, micro=4, rates=slow)
+    for name in ("matrix products", "attention", "tp communication", "pipeline bubble"):
+        assert slower[name] > usual[name]

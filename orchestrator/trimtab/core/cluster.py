@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from trimtab.core import checks
 from trimtab.core.errors import InputError
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "fp4"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 NicKind = Literal["infiniband", "roce", "ethernet", "loopback"]
@@ -33,6 +33,8 @@ class GpuSpec:
     memory_bytes: int
     memory_bytes_per_s: float
     peaks: tuple[PeakRate, ...] = ()
+    num_sms: int = 108
+    """Streaming multiprocessors (or compute units)."""
 
     @property
     def is_cpu(self) -> bool:

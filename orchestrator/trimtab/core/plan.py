@@ -37,6 +37,8 @@ class Layout:
     """ZeRO stage over the dp * cp ranks: 1 shards the optimizer, 2 gradients, 3 weights too."""
     sequence_parallel: bool = False
     """Megatron's flag: norms and dropout split over the tp ranks."""
+    fused_attention: bool = True
+    """Attention in one kernel that keeps no scores (FlashAttention, cuDNN)."""
 
     def __post_init__(self) -> None:
         for field in ("tp", "pp", "dp", "cp", "ep", "vpp", "micro_batch_seqs"):
@@ -136,7 +138,15 @@ class Forecast:
     bubble_fraction: float
     """Share of the step in which a stage waits for the pipeline to fill and drain."""
     evidence: str
-    """What the constants rest on: `analytic`, or the name of a measured profile."""
+    """What the constants rest on: the name of the rates, or of a measured profile."""
+    recomputed_flops: float = 0.0
+    """FLOPs of a step that are done twice, to spare memory."""
+    low_s: float | None = None
+    """A tenth of steps like this one were faster than that, by what the constants rest on."""
+    high_s: float | None = None
+    """A tenth were slower; both None: not known."""
+    outside: str | None = None
+    """Why the job is unlike all that the constants were fitted to; None: it is not."""
 
     def __post_init__(self) -> None:
         checks.positive("forecast.step_s", self.step_s)
@@ -153,6 +163,13 @@ class Forecast:
             return None
         peak = self.num_ranks * self.peak_flop_per_s
         return mfu(self.model_flops, seconds=self.step_s, peak_flop_per_s=peak)
+
+    @property
+    def hfu(self) -> float | None:
+        """Hardware FLOPs utilization: as the MFU, recompute counted."""
+        if self.mfu is None:
+            return None
+        return self.mfu * (1 + self.recomputed_flops / self.model_flops)
 
     @property
     def verdict(self) -> FitVerdict:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.core.batch import BatchProfile
+from trimtab.core.cluster import ClusterSpec
 from trimtab.core.errors import InputError
 from trimtab.core.job import (
     DataSpec,
@@ -26,6 +27,7 @@ from trimtab.core.job import (
 )
 from trimtab.core.plan import JobPlan, Layout, StepPlan
 from trimtab.core.profile import StepProfile
+from trimtab.core.rates import RateBook, StackRates
 from trimtab.core.units import counted
 from trimtab.orchestrator.config import (
     load_cluster,
@@ -34,6 +36,8 @@ from trimtab.orchestrator.config import (
     load_profile,
 )
 from trimtab.orchestrator.file_text import read_text
+from trimtab.orchestrator.rate_books import load_book as load_rates
+from trimtab.orchestrator.rate_books import shipped_book
 from trimtab.orchestrator.step_planning import step_planner
 from trimtab.planners import layouts, sequences
 
@@ -45,12 +49,14 @@ __all__ = [
     "load_lengths",
     "load_model",
     "load_profile",
+    "load_rates",
     "plan",
     "plan_run",
     "plan_step",
     "planning_batch",
     "prepare",
     "resume",
+    "stack_of",
     "submit",
 ]
 
@@ -72,6 +78,7 @@ def plan(
     *,
     lengths: Sequence[int] | None = None,
     fixed: Mapping[str, int] | None = None,
+    rates: RateBook | None = None,
 ) -> JobPlan:
     """Choose the layout of a job and forecast its step; acts on nothing.
 
@@ -80,6 +87,7 @@ def plan(
         lengths: Document lengths in tokens to plan for; None: `data.max_seq_tokens` each.
         fixed: Degrees to keep (`{"tp": 8}`), the rest being the planner's choice; the job's
             layout is then set aside.
+        rates: What devices and software reach, of `load_rates`; None: what is shipped.
 
     Raises:
         InputError: The lengths are empty, or hold something else than positive numbers; or a
@@ -95,7 +103,17 @@ def plan(
         profile=job.profile,
         token_cap=job.step_planning.token_cap,
         fixed=job.layout if fixed is None else fixed,
+        stack=stack_of(job.cluster, rates=rates),
     )
+
+
+def stack_of(cluster: ClusterSpec, *, rates: RateBook | None = None) -> StackRates:
+    """The rates of the cluster's slowest device under the engine that Trimtab drives."""
+    slowest = min(
+        (node.gpu for node in cluster.nodes),
+        key=lambda gpu: max((peak.flop_per_s for peak in gpu.peaks), default=0.0),
+    )
+    return (rates or shipped_book()).find(slowest.name, engine="megatron-core")
 
 
 def plan_run(job: JobSpec, layout: Layout, *, lengths: Sequence[int] | None = None) -> JobPlan:

@@ -59,6 +59,7 @@ def forecast_document(forecast: Forecast) -> _Document:
         "tokens_per_s": forecast.tokens_per_s,
         "tokens_per_s_per_gpu": forecast.tokens_per_s / forecast.num_ranks,
         "mfu": forecast.mfu,
+        "hfu": forecast.hfu,
         "mfu_note": mfu_note(forecast),
         "verdict": forecast.verdict,
     }

@@ -1,47 +1,34 @@
 """What a choice costs: a sequence group under a profile, and a step of a layout on a device.
 
-The analytic rates are datasheet peaks times the efficiencies below. Each was set once so that
-the 7B coefficients FlexSP measured on A100-40GB come out (arXiv:2412.01523: 0.184 ms per token,
-5.13e-6 ms per token^2, 96.5 GB/s at 8 ranks, 4.87 GB/s at 64); nothing else was fitted.
+A step's time is the datasheet's (`counts.py`) times fitted constants (`core.rates`), added up
+so that every part has a name. Nothing is looked up: a layout nobody has measured is priced
+alike.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.core.cluster import ClusterSpec, Link, Precision
+import numpy as np
+
+from trimtab.core.cluster import ClusterSpec, Precision
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.model import ModelSpec
-from trimtab.core.plan import Layout, TimePart
+from trimtab.core.plan import Layout
 from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.core.rates import Rates
 from trimtab.core.units import memory_text
-from trimtab.planners.collectives import (
-    all_gather_s,
-    all_reduce_s,
-    all_to_all_s,
-    reduce_scatter_s,
-    send_s,
-)
-from trimtab.planners.memory import (
-    StateBytes,
-    stage_memories,
-    stage_parameters,
-    state_bytes,
-    worst_stages,
-)
-from trimtab.planners.placement import Machine, machine, stage_layers
+from trimtab.planners.counts import Real, StepCounts, step_counts
+from trimtab.planners.memory import stage_memories, worst_stages
+from trimtab.planners.placement import Machine, machine
 
-_MATMUL_EFFICIENCY = 0.65
-"""Share of the peak that the matrix products reach: 6 x 6.6e9 / 312e12 s against 0.184 ms."""
-_ATTENTION_EFFICIENCY = 0.5
-"""The same for fused causal attention: 6 x 32 x 4096 / 312e12 s against 5.13e-9 s."""
 _EXCHANGE_EFFICIENCY = 0.3
-"""Share of the NVLink rate that an all-to-all reaches: 96.5 x 7/8 of 300 GB/s."""
+"""Share of the NVLink rate that an all-to-all reaches: FlexSP's 96.5 x 7/8 of 300 GB/s."""
 _NIC_EFFICIENCY = 0.7
-"""Share of the NIC line rate: 4.87 x 7/8 of 6.25 GB/s."""
-_RING_EFFICIENCY = 0.75
-"""Share of the NVLink rate that a ring of large messages reaches; an assumption."""
-_LAYER_OVERHEAD_S = 100e-6
-"""Launching the kernels of a layer, forward and backward; an assumption."""
+"""Share of the NIC line rate: FlexSP's 4.87 x 7/8 of 6.25 GB/s."""
+_LAUNCH_POWER = 4
+"""Kernels are launched while others run: the longer of both counts, joined smoothly."""
+_GATHER_POWER = 3
+"""The same of weights that are gathered while a layer computes; both slow down somewhat."""
 _FULL_FRACTION = 0.92
 """Share of the memory a plan may fill (`StageMemory.verdict`)."""
 
@@ -92,6 +79,108 @@ def known_peak(used: Machine, *, precision: Precision) -> float:
     return peak
 
 
+def price(counts: StepCounts, rates: Rates) -> dict[str, Real]:
+    """The parts of a step in seconds, by name; they add up to the step.
+
+    One micro-batch takes a stage its layers, and the last stage the output matrix too. With
+    one-forward-one-backward scheduling the slowest stage works `num_micro_batches` times, and
+    the others' times are the fill, which vpp chunks divide:
+
+        m max(stage) + (sum(stage) - max(stage)) / vpp
+
+    Source: Narayanan et al. (2021), arXiv:2104.04473, section 2.2, for equal stages.
+
+    Args:
+        counts: Of one layout, or of many, stacked.
+        rates: The constants.
+    """
+    layer = _layer_parts(counts, rates)
+    busy = sum(layer.values())
+    stage = {name: counts.num_layers * part for name, part in layer.items()}
+    gather_s = rates.gather_factor * counts.weights_s
+    stage_s = counts.num_layers * busy
+    stage["dp communication"] = _excess(stage_s, gather_s, _GATHER_POWER)
+    output_s = 3 * counts.output_s / rates.matmul_efficiency
+    output_s = output_s + rates.elementwise_factor * counts.logits_s
+    slowest_s = stage_s + stage["dp communication"] + output_s
+    micro = counts.num_micro_batches
+    parts = {name: micro * part for name, part in stage.items()}
+    parts["output matrix"] = micro * output_s
+    fill_s = (counts.num_stages - 1) * (slowest_s - output_s) / counts.num_chunks
+    messages = (micro + (counts.num_stages - 1) / counts.num_chunks) * counts.pp_messages
+    exchange_s = (
+        rates.dp_factor * counts.gradients_s + rates.dp_latency_s * counts.group_doublings
+    )
+    hidden_s = rates.dp_hidden * 2 / 3 * slowest_s
+    parts |= {
+        "pipeline bubble": fill_s,
+        "pp communication": messages * (rates.pp_factor * counts.pp_s + rates.pp_latency_s),
+        "optimizer": rates.elementwise_factor * counts.optimizer_s,
+        "every step": rates.step_s,
+    }
+    parts["dp communication"] = parts["dp communication"] + _beyond(exchange_s, hidden_s)
+    doublings = np.log2(np.maximum(1.0, counts.num_ranks / 8))
+    parts["waiting for the slowest"] = rates.scale_slowdown * doublings * sum(parts.values())
+    return parts
+
+
+def step_s(counts: StepCounts, rates: Rates) -> Real:
+    """The time of a step: the sum of `price`."""
+    return sum(price(counts, rates).values())
+
+
+def _layer_parts(counts: StepCounts, rates: Rates) -> dict[str, Real]:
+    """What a layer takes for a micro-batch, forward, backward and recompute."""
+    matmul = np.where(counts.is_fp8, rates.fp8_efficiency, rates.matmul_efficiency)
+    matmul = np.where(counts.is_fp4, rates.fp4_efficiency, matmul)
+    experts = 1 + counts.is_expert * (rates.expert_factor - 1)
+    fused, unfused = rates.attention_efficiency, rates.unfused_attention_efficiency
+    attention = np.where(counts.is_fused, fused, unfused)
+    unaligned = 1 + counts.is_unaligned * (rates.unaligned_factor - 1)
+    parts = {
+        "matrix products": counts.passes
+        * (
+            (counts.matmul_s + rates.idle_factor * counts.idle_s) * experts / matmul
+            + rates.traffic_factor * counts.traffic_s
+        ),
+        "attention": counts.attention_passes
+        * (
+            counts.attention_s * unaligned / attention
+            + rates.elementwise_factor * counts.scores_s
+        ),
+        "norms and activations": counts.passes
+        * rates.elementwise_factor
+        * counts.elementwise_s,
+    }
+    parts |= {
+        "tp communication": counts.tp_operations
+        * (rates.tp_factor * counts.tp_s + rates.tp_latency_s * counts.tp_doublings),
+        "cp communication": 3 * rates.cp_factor * counts.cp_s + counts.exchange_s,
+        "ep communication": counts.passes * rates.ep_factor * counts.ep_s,
+    }
+    on_device_s = sum(parts.values())
+    launch_s = rates.launch_s * counts.passes
+    return parts | {"kernel launches": _excess(on_device_s, launch_s, _LAUNCH_POWER)}
+
+
+def _excess(busy_s: Real, other_s: Real, power: int) -> Real:
+    """What another work adds that runs beside `busy_s`: the longer of the two counts.
+
+    Where they are alike it is a little more: (busy^p + other^p)^(1/p) - busy.
+    """
+    return np.maximum(0.0, (busy_s**power + other_s**power) ** (1 / power) - busy_s)
+
+
+def _beyond(exchange_s: Real, hidden_s: Real) -> Real:
+    """What of an exchange is not hidden: max(0, difference), smooth within a tenth of it.
+
+    A step of which nothing is exchanged has nothing exposed.
+    """
+    width = 0.1 * exchange_s
+    difference = exchange_s - hidden_s
+    return (difference + np.sqrt(difference * difference + width * width)) / 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepWork:
     """What a step asks of each of the dp * cp ranks; every micro-batch is alike."""
@@ -101,209 +190,71 @@ class StepWork:
     squares: float
     """Sum of squared lengths over the step, divided by dp * cp."""
     degree_tokens: tuple[tuple[int, float], ...]
-    """Tokens over the step, divided by dp * cp, by the degree of their groups."""
+    """Tokens over the step, divided by dp * cp, by the degree of their sequence groups."""
 
     @property
     def tokens(self) -> float:
         return sum(tokens for _, tokens in self.degree_tokens)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayoutCosts:
-    """A layout on a machine, at datasheet rates times the efficiencies of this module.
-
-    Times are of the slowest pipeline stage: the one with most layers, or the last one with the
-    output matrix.
-    """
-
-    model: ModelSpec
-    layout: Layout
-    used: Machine
-    precision: Precision
-
-    @property
-    def states(self) -> StateBytes:
-        return state_bytes(self.precision)
-
-    @property
-    def element_bytes(self) -> int:
-        return 4 if self.states.weights == 4 else 2
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of the largest stage."""
-        return -(-self.model.num_layers // self.layout.pp)
-
-    @property
-    def peak_flop_per_s(self) -> float:
-        return known_peak(self.used, precision=self.precision)
-
-    @property
-    def token_s(self) -> float:
-        """Rank-seconds of matrix products per token, forward, backward and recompute."""
-        model, layout = self.model, self.layout
-        per_layer = model.attention_parameters_per_layer + model.active_mlp_parameters_per_layer
-        layers = stage_layers(model.num_layers, layout.pp)
-        last = layers[-1] * per_layer + model.vocab * model.hidden
-        parameters = max(max(layers) * per_layer, last)
-        flops = 6 * parameters / layout.tp * (4 / 3 if layout.recompute == "full" else 1)
-        return flops / (_MATMUL_EFFICIENCY * self.peak_flop_per_s)
-
-    @property
-    def square_s(self) -> float:
-        """Rank-seconds of causal attention per squared token; recompute repeats the forward."""
-        model, layout = self.model, self.layout
-        flops = 6 * self.num_layers * model.num_heads * model.head_dim / layout.tp
-        flops *= 1 if layout.recompute == "none" else 4 / 3
-        return flops / (_ATTENTION_EFFICIENCY * self.peak_flop_per_s)
-
-    @property
-    def alltoall_bytes_per_token(self) -> float:
-        """What Ulysses moves per token: queries, keys, values and outputs, there and back.
-
-        Source: Jacobs et al. (2023), DeepSpeed-Ulysses, arXiv:2309.14509.
-        """
-        model = self.model
-        elements = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim / self.layout.tp
-        return self._passes * self.num_layers * self.element_bytes * elements
-
-    def alltoall_bytes_per_s(self, degree: int) -> float:
-        """Bytes of one rank over the time its share, (degree - 1) / degree of them, takes."""
-        link = self.used.exchange_link(degree, stride=self.layout.tp)
-        efficiency = _EXCHANGE_EFFICIENCY if self._inside(degree) else _NIC_EFFICIENCY
-        return efficiency * link.bytes_per_s * degree / (degree - 1)
-
-    def tensor_s(self, tokens: float) -> float:
-        """Two all-reduces a layer and pass (with sequence parallelism, as two halves each).
-
-        Source: Narayanan et al. (2021), arXiv:2104.04473, section 3.2.
-        """
-        layout = self.layout
-        num_bytes = tokens * self.model.hidden * self.element_bytes
-        once_s = all_reduce_s(num_bytes, layout.tp, link=self._ring(layout.tp, stride=1))
-        return 2 * self._passes * self.num_layers * once_s
-
-    def expert_s(self, tokens: float) -> float:
-        """Tokens to their experts and back, every layer and pass."""
-        layout, moe = self.layout, self.model.moe
-        if moe is None or layout.ep == 1:
-            return 0.0
-        num_bytes = tokens * moe.experts_per_token * self.model.hidden * self.element_bytes
-        link = self._derated(self.used.exchange_link(layout.ep, stride=layout.tp), layout.ep)
-        once_s = all_to_all_s(num_bytes / layout.tp, layout.ep, link=link)
-        return 2 * self._passes * self.num_layers * once_s
-
-    def pipeline_s(self, tokens: float) -> float:
-        """Sending activations on and gradients back, once for each chunk of the stage."""
-        layout = self.layout
-        if layout.pp == 1:
-            return 0.0
-        num_bytes = tokens * self.model.hidden * self.element_bytes / layout.tp
-        link = self._ring(layout.pp, stride=layout.tp * layout.group_ranks)
-        return 2 * layout.vpp * send_s(num_bytes, link=link)
-
-    def gather_s(self, num_micro_batches: int) -> float:
-        """Weights from the ranks that keep a share: once a step, in ZeRO-3 twice a micro-batch.
-
-        Source: Rajbhandari et al. (2020), arXiv:1910.02054, section 7.
-        """
-        if self.layout.zero == 0:
-            return 0.0
-        times = 2 * num_micro_batches if self.layout.zero == 3 else 1
-        num_bytes = self.states.weights * self._parameters
-        return times * all_gather_s(num_bytes, self.layout.group_ranks, link=self._data_link)
-
-    def reduction_s(self, num_micro_batches: int) -> float:
-        """Gradients: one reduce-scatter (ZeRO 0: all-reduce); ZeRO 2 and 3: every micro-batch.
-
-        Source: Rajbhandari et al. (2020), arXiv:1910.02054, section 7.
-        """
-        num_bytes = self.states.gradients * self._parameters
-        ranks, link = self.layout.group_ranks, self._data_link
-        if self.layout.zero == 0:
-            return all_reduce_s(num_bytes, ranks, link=link)
-        times = num_micro_batches if self.layout.zero >= 2 else 1
-        return times * reduce_scatter_s(num_bytes, ranks, link=link)
-
-    @property
-    def optimizer_s(self) -> float:
-        """AdamW reads gradients and states and writes states and weights: memory-bound."""
-        states = self.states
-        moved = states.gradients + 2 * states.optimizer + states.weights
-        share = self.layout.group_ranks if self.layout.zero >= 1 else 1
-        return moved * self._parameters / share / self.used.gpu.memory_bytes_per_s
-
-    @property
-    def _passes(self) -> int:
-        """Forward and backward, and forward again with full recompute."""
-        return 3 if self.layout.recompute == "full" else 2
-
-    @property
-    def _parameters(self) -> float:
-        """Parameters of the first stage's rank; dense ones and experts alike."""
-        return sum(stage_parameters(self.model, self.layout, stage=0))
-
-    @property
-    def _data_link(self) -> Link:
-        return self._ring(self.layout.group_ranks, stride=self.layout.tp)
-
-    def _inside(self, degree: int) -> bool:
-        return degree * self.layout.tp <= self.used.gpus_per_node
-
-    def _ring(self, degree: int, *, stride: int) -> Link:
-        link = self.used.ring_link(degree, stride=stride)
-        inside = degree * stride <= self.used.gpus_per_node
-        efficiency = _RING_EFFICIENCY if inside else _NIC_EFFICIENCY
-        return Link(bytes_per_s=efficiency * link.bytes_per_s, latency_s=link.latency_s)
-
-    def _derated(self, link: Link, degree: int) -> Link:
-        efficiency = _EXCHANGE_EFFICIENCY if self._inside(degree) else _NIC_EFFICIENCY
-        return Link(bytes_per_s=efficiency * link.bytes_per_s, latency_s=link.latency_s)
-
-
-def step_parts(costs: LayoutCosts, *, work: StepWork) -> tuple[TimePart, ...]:
-    """The time of a step, as named parts that add up to it.
-
-    All communication is exposed but for the gradient reduction, which overlaps with the
-    backward pass of the last micro-batch (two thirds of its time). The bubble is
-    (pp - 1) / (micro-batches * vpp) of the time a stage works.
+def work_counts(
+    model: ModelSpec, layout: Layout, used: Machine, *, precision: Precision, work: StepWork
+) -> StepCounts:
+    """`step_counts` at the datasheet's peak, with what sequence groups exchange.
 
     Raises:
         InputError: The device's peak is unknown.
-
-    Source: Narayanan et al. (2021), arXiv:2104.04473, section 2.2, for the bubble.
     """
-    micro, layout = work.num_micro_batches, costs.layout
-    tokens = work.tokens / micro
+    micro = work.num_micro_batches
+    moved = alltoall_bytes_per_token(model, layout, precision=precision) / model.num_layers
     exchanged_s = sum(
-        amount / costs.alltoall_bytes_per_s(degree)
-        for degree, amount in work.degree_tokens
-        if degree > 1
+        moved * tokens / alltoall_bytes_per_s(layout, used, degree)
+        for degree, tokens in work.degree_tokens
+        if degree > layout.cp
     )
-    working = {
-        "compute": costs.token_s * work.tokens,
-        "attention": costs.square_s * work.squares,
-        "kernel launches": micro * costs.num_layers * _LAYER_OVERHEAD_S,
-        "tp communication": micro * costs.tensor_s(tokens),
-        "cp communication": costs.alltoall_bytes_per_token * exchanged_s,
-        "ep communication": micro * costs.expert_s(tokens),
-    }
-    stage_s = sum(working.values())
-    hidden_s = 2 / 3 * stage_s / micro
-    exposed_s = max(0.0, costs.reduction_s(micro) - hidden_s)
-    parts = working | {
-        "pp communication": micro * costs.pipeline_s(tokens),
-        "pipeline bubble": (layout.pp - 1) / (micro * layout.vpp) * stage_s,
-        "dp communication": costs.gather_s(micro) + exposed_s,
-        "optimizer": costs.optimizer_s,
-    }
-    return tuple(TimePart(name=name, seconds=seconds) for name, seconds in parts.items())
+    return step_counts(
+        model,
+        layout,
+        used,
+        precision=precision,
+        peak_flop_per_s=known_peak(used, precision=precision),
+        num_micro_batches=micro,
+        tokens=work.tokens / micro,
+        squares=work.squares / micro,
+        exchanged_s=exchanged_s / micro,
+    )
+
+
+def alltoall_bytes_per_token(
+    model: ModelSpec, layout: Layout, *, precision: Precision
+) -> float:
+    """What Ulysses moves per token: queries, keys, values and outputs, there and back.
+
+    Source: Jacobs et al. (2023), DeepSpeed-Ulysses, arXiv:2309.14509.
+    """
+    elements = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim / layout.tp
+    passes = 3 if layout.recompute == "full" else 2
+    element_bytes = 4 if precision in ("fp32", "tf32") else 2
+    return passes * -(-model.num_layers // layout.pp) * element_bytes * elements
+
+
+def alltoall_bytes_per_s(layout: Layout, used: Machine, degree: int) -> float:
+    """Bytes of one rank over the time its share, (degree - 1) / degree of them, takes."""
+    link = used.exchange_link(degree, stride=layout.tp)
+    inside = degree * layout.tp <= used.gpus_per_node
+    efficiency = _EXCHANGE_EFFICIENCY if inside else _NIC_EFFICIENCY
+    return efficiency * link.bytes_per_s * degree / (degree - 1)
 
 
 def analytic_profile(
-    model: ModelSpec, cluster: ClusterSpec, layout: Layout, *, precision: Precision
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    layout: Layout,
+    *,
+    precision: Precision,
+    rates: Rates | None = None,
 ) -> StepProfile:
-    """The step coefficients of one of the dp * cp ranks, from datasheets.
+    """The step coefficients of one of the dp * cp ranks, from datasheets and rates.
 
     Degrees are those over which Ulysses can split the heads of a tp rank and that divide
     dp * cp. The token cap is what memory has room for with fused attention (no scores kept)
@@ -314,27 +265,48 @@ def analytic_profile(
         InfeasibleError: Model states leave no room for a single token.
     """
     used = machine(cluster, layout.num_ranks, precision=precision)
-    costs = LayoutCosts(model=model, layout=layout, used=used, precision=precision)
-    latency_s = costs.tensor_s(0.0) + costs.expert_s(0.0) + costs.pipeline_s(0.0)
-    moved_s = costs.tensor_s(1.0) + costs.expert_s(1.0) + costs.pipeline_s(1.0) - latency_s
+    token_cap = memory_token_cap(model, layout, used, precision=precision)
+    rates = rates or Rates()
+
+    def wave(tokens: float, squares: float) -> dict[str, float]:
+        work = StepWork(num_micro_batches=1, squares=squares, degree_tokens=((1, tokens),))
+        counts = work_counts(model, layout, used, precision=precision, work=work)
+        return {name: float(part) for name, part in price(counts, rates).items()}
+
+    empty, filled, quadratic = wave(0.0, 0.0), wave(token_cap, 0.0), wave(token_cap, 1e6)
+    linear_s = sum(filled[name] - empty[name] for name in _LINEAR_PARTS) / token_cap
     return StepProfile(
         name=f"{model.name} on {used.gpu.name}, {layout}",
         num_gpus=layout.group_ranks,
         gpus_per_node=max(1, used.gpus_per_node // layout.tp),
-        quadratic_s=costs.square_s,
-        linear_s=costs.token_s + moved_s,
-        fixed_s=costs.num_layers * _LAYER_OVERHEAD_S + latency_s,
-        alltoall_bytes_per_token=costs.alltoall_bytes_per_token,
+        quadratic_s=(quadratic["attention"] - filled["attention"]) / 1e6,
+        linear_s=linear_s,
+        fixed_s=sum(empty[name] for name in _LINEAR_PARTS) + filled["kernel launches"],
+        alltoall_bytes_per_token=alltoall_bytes_per_token(model, layout, precision=precision),
         bandwidths=tuple(
-            DegreeBandwidth(degree=degree, bytes_per_s=costs.alltoall_bytes_per_s(degree))
+            DegreeBandwidth(
+                degree=degree, bytes_per_s=alltoall_bytes_per_s(layout, used, degree)
+            )
             for degree in group_degrees(model, layout)
             if degree > 1
         ),
-        token_cap=memory_token_cap(costs),
-        step_fixed_s=costs.gather_s(1) + costs.reduction_s(1) + costs.optimizer_s,
+        token_cap=token_cap,
+        step_fixed_s=filled["dp communication"] + filled["optimizer"] + filled["every step"],
         evidence="analytic",
-        source="datasheet peaks and links times the efficiencies of trimtab.planners.costs",
+        source="datasheet peaks and links times the constants of trimtab.core.rates",
     )
+
+
+_LINEAR_PARTS = (
+    "matrix products",
+    "attention",
+    "norms and activations",
+    "output matrix",
+    "tp communication",
+    "ep communication",
+    "pp communication",
+)
+"""Parts that grow with the tokens of a wave."""
 
 
 def group_degrees(model: ModelSpec, layout: Layout) -> tuple[int, ...]:
@@ -344,18 +316,20 @@ def group_degrees(model: ModelSpec, layout: Layout) -> tuple[int, ...]:
     return tuple(d for d in range(1, min(heads, ranks) + 1) if heads % d == ranks % d == 0)
 
 
-def memory_token_cap(costs: LayoutCosts) -> int:
+def memory_token_cap(
+    model: ModelSpec, layout: Layout, used: Machine, *, precision: Precision
+) -> int:
     """Tokens of a wave one rank has room for; every stage keeps within 92 % of its memory.
 
     Raises:
         InfeasibleError: There is no room for one token.
     """
-    layout, capacity = costs.layout, costs.used.gpu.memory_bytes
+    capacity = used.gpu.memory_bytes
     empty, filled = (
         stage_memories(
-            costs.model, layout, precision=costs.precision, tokens=tokens, squares=0.0,
+            model, layout, precision=precision, tokens=tokens, squares=0.0,
             num_micro_batches=layout.pp, capacity_bytes=capacity,
-            stages=worst_stages(costs.model, layout.pp),
+            stages=worst_stages(model, layout.pp),
         )
         for tokens in (0.0, 1e6)
     )  # fmt: skip
@@ -365,7 +339,7 @@ def memory_token_cap(costs: LayoutCosts) -> int:
         if room <= 0:
             raise InfeasibleError(
                 f"memory: {layout} needs {memory_text(none.total_bytes)} per GPU for weights, "
-                f"gradients and optimizer, the {costs.used.gpu.name} has "
+                f"gradients and optimizer, the {used.gpu.name} has "
                 f"{memory_text(capacity)}, of which {_FULL_FRACTION:.0%} may be filled: short "
                 f"by {memory_text(-room)}; use more ranks or a higher tp or pp"
             )

@@ -10,6 +10,7 @@ from trimtab.core.errors import InputError, unknown_name_message
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import ForecastLayout, JobPlan, Layout, RejectedLayout, StepPlan
 from trimtab.core.profile import StepProfile
+from trimtab.core.rates import DEFAULT_STACK, StackRates
 from trimtab.core.units import duration_text
 from trimtab.planners.costs import known_peak
 from trimtab.planners.placement import machine, placement
@@ -34,6 +35,7 @@ def plan_job(
     profile: StepProfile | None = None,
     token_cap: int | None = None,
     fixed: Layout | Mapping[str, int] | None = None,
+    stack: StackRates = DEFAULT_STACK,
 ) -> JobPlan:
     """Choose the layout with the shortest forecast step among those whose memory fits.
 
@@ -51,6 +53,7 @@ def plan_job(
         token_cap: Most tokens a rank holds in a wave; None: the profile's, or from memory.
         fixed: A whole layout, forecast as it stands; or fields of it to keep, by name (see
             `PINNABLE`), the rest being chosen.
+        stack: What device and software reach of the datasheet; without a profile.
 
     Raises:
         InputError: A pinned degree, `num_ranks` or the device does not admit any layout.
@@ -65,6 +68,7 @@ def plan_job(
         precision=precision,
         token_cap=token_cap,
         pinned={} if isinstance(fixed, Layout) else _checked_pins(fixed or {}),
+        stack=stack,
     )
     exact = fixed if isinstance(fixed, Layout) else None
     if exact is not None:

@@ -10,18 +10,18 @@ a layer are counted here term by term, so that grouped-query attention, gated ML
 fp32 have their own sums.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab.core.cluster import Precision
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout, Recompute, StageMemory
-from trimtab.core.units import GIB
+from trimtab.core.rates import MemoryRates
 from trimtab.planners.placement import stage_layers
 
-_WORKSPACE_BYTES = 2 * GIB
-"""CUDA context, NCCL buffers and library workspaces; an assumption of this planner."""
-_WORKSPACE_FRACTION = 0.05
+_USUAL = MemoryRates()
+_WORKSPACE_FRACTION = 0.12
 """The workspace is at most this share of the device, so that small devices stay usable."""
 
 
@@ -49,6 +49,7 @@ def layer_activation_bytes(
     tp: int,
     recompute: Recompute,
     sequence_parallel: bool,
+    fused_attention: bool = False,
     element_bytes: int = 2,
 ) -> float:
     """Activations one rank keeps of one layer for the backward pass.
@@ -65,6 +66,7 @@ def layer_activation_bytes(
         tp: Tensor-parallel degree, t.
         recompute: `selective` drops the attention scores, `full` all but the layer's input.
         sequence_parallel: Whether norms and dropout are split over the tp ranks.
+        fused_attention: Whether no scores are kept, whatever is recomputed.
         element_bytes: Bytes of an activation, 2 or 4.
 
     Source: arXiv:2205.05198, equations 1 to 4 and 6, table 2.
@@ -76,7 +78,7 @@ def layer_activation_bytes(
     attention = element_bytes * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
     parallel = (attention + element_bytes * _mlp_elements(model)) / tp
     scores = 0.0
-    if recompute == "none":
+    if recompute == "none" and not fused_attention:
         scores = (2 * element_bytes + 1) * model.num_heads * squares / tp
     return tokens * (norms_and_inputs + parallel) + scores
 
@@ -91,6 +93,7 @@ def stage_memories(
     num_micro_batches: int,
     capacity_bytes: int,
     stages: Sequence[int] | None = None,
+    rates: MemoryRates = _USUAL,
 ) -> tuple[StageMemory, ...]:
     """Memory of every stage with one-forward-one-backward scheduling.
 
@@ -106,15 +109,18 @@ def stage_memories(
         num_micro_batches: Micro-batches of a step.
         capacity_bytes: Memory of one GPU.
         stages: Which stages to report; None: all.
+        rates: What the engine keeps besides.
 
     Source: arXiv:2205.05198, section 4.2.3; Narayanan et al. (2021), arXiv:2104.04473.
     """
     states = state_bytes(precision)
+    if states.weights == 2:
+        states = dataclasses.replace(states, gradients=rates.gradient_bytes)
     activations = _stage_activations(
         model, layout, tokens=tokens, squares=squares, num_micro_batches=num_micro_batches,
         element_bytes=4 if states.weights == 4 else 2,
     )  # fmt: skip
-    workspace = min(_WORKSPACE_BYTES, _WORKSPACE_FRACTION * capacity_bytes)
+    workspace = min(rates.workspace_bytes, _WORKSPACE_FRACTION * capacity_bytes)
     memories = []
     for stage in range(layout.pp) if stages is None else stages:
         dense, expert = stage_parameters(model, layout, stage=stage)
@@ -125,7 +131,7 @@ def stage_memories(
                 weights_bytes=round(weights),
                 gradients_bytes=round(gradients),
                 optimizer_bytes=round(optimizer),
-                activations_bytes=round(activations[stage]),
+                activations_bytes=round(rates.activation_factor * activations[stage]),
                 workspace_bytes=round(workspace),
                 capacity_bytes=capacity_bytes,
             )
@@ -152,6 +158,7 @@ def _stage_activations(
             tp=layout.tp,
             recompute=recompute,
             sequence_parallel=layout.sequence_parallel,
+            fused_attention=layout.fused_attention,
             element_bytes=element_bytes,
         )
 

@@ -103,6 +103,7 @@ def machine(cluster: ClusterSpec, num_ranks: int, *, precision: Precision) -> Ma
             memory_bytes=min(node.gpu.memory_bytes for node in used),
             memory_bytes_per_s=min(node.gpu.memory_bytes_per_s for node in used),
             peaks=slowest.peaks,
+            num_sms=slowest.num_sms,
         ),
         num_ranks=num_ranks,
         gpus_per_node=min(node.gpus_per_node for node in used),

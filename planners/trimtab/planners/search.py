@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from trimtab.core.errors import InfeasibleError, InputError
+from trimtab.core.model import ModelSpec
 from trimtab.core.plan import (
     Forecast,
     ForecastLayout,
@@ -18,16 +19,17 @@ from trimtab.core.plan import (
 from trimtab.core.units import counted, memory_text
 from trimtab.planners.bounds import num_waves_at_least
 from trimtab.planners.costs import (
-    LayoutCosts,
     StepWork,
     group_degrees,
     memory_token_cap,
-    step_parts,
+    price,
+    work_counts,
 )
 from trimtab.planners.memory import stage_memories, worst_stages
 from trimtab.planners.shapes import Job, chunk_counts, interleaves, micro_batches, shapes
 
-_RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
+_RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
+"""What is tried; fused attention keeps no scores that selective recompute could spare."""
 _MOST_RANKS = 2**20
 """How far to look for the number of GPUs that would be enough."""
 
@@ -103,6 +105,7 @@ def costed(job: Job, layout: Layout, *, all_stages: bool = False) -> ForecastLay
         num_micro_batches=work.num_micro_batches,
         capacity_bytes=job.used.gpu.memory_bytes,
         stages=None if all_stages else worst_stages(job.model, layout.pp),
+        rates=job.stack.memory,
     )
     worst = max(memory, key=lambda stage: stage.total_bytes)
     if worst.verdict == "oom":
@@ -110,25 +113,50 @@ def costed(job: Job, layout: Layout, *, all_stages: bool = False) -> ForecastLay
     parts = _parts(job, layout, work=work)
     step_s = sum(part.seconds for part in parts)
     bubble_s = sum(part.seconds for part in parts if part.name == "pipeline bubble")
+    low_s, high_s = job.stack.interval(step_s)
     forecast = Forecast(
         step_s=step_s,
+        low_s=low_s,
+        high_s=high_s,
         parts=parts,
         num_tokens=job.batch.num_tokens,
         model_flops=job.model_flops,
+        recomputed_flops=_recomputed_flops(job, layout),
         memory=memory,
         precision=job.precision,
         peak_flop_per_s=job.used.gpu.peak_flop_per_s(job.precision),
         num_ranks=job.used.num_ranks,
         bubble_fraction=bubble_s / step_s,
-        evidence="analytic",
+        evidence=job.stack.name,
+        outside=job.stack.outside(quantities(job.model, layout, longest=job.batch.longest)),
     )
     return ForecastLayout(layout=layout, forecast=forecast)
 
 
+def _recomputed_flops(job: Job, layout: Layout) -> float:
+    """What a second forward pass through the layers adds."""
+    if layout.recompute != "full":
+        return 0.0
+    output = 6 * job.model.vocab * job.model.hidden * job.batch.num_tokens
+    return (job.model_flops - output) / 3
+
+
+def quantities(model: ModelSpec, layout: Layout, *, longest: int) -> dict[str, float]:
+    """What a job is compared by with those that its constants were fitted to."""
+    return {
+        "parameters": float(model.num_parameters),
+        "ranks": float(layout.num_ranks),
+        "sequence tokens": float(longest),
+        "tp": float(layout.tp),
+        "pp": float(layout.pp),
+        "cp": float(layout.cp),
+        "ep": float(layout.ep),
+    }
+
+
 def _parts(job: Job, layout: Layout, *, work: StepWork) -> tuple[TimePart, ...]:
     """The step's parts, with what a single long sequence takes beyond an even share."""
-    costs = _costs(job, layout)
-    parts = step_parts(costs, work=work)
+    parts = _priced(job, layout, work=work)
     if job.batch.is_uniform:
         return parts
     degree = max(group_degrees(job.model, layout))
@@ -137,9 +165,15 @@ def _parts(job: Job, layout: Layout, *, work: StepWork) -> tuple[TimePart, ...]:
         squares=job.batch.longest**2 / degree,
         degree_tokens=((degree, job.batch.longest / degree),),
     )
-    alone_s = sum(part.seconds for part in step_parts(costs, work=longest))
+    alone_s = sum(part.seconds for part in _priced(job, layout, work=longest))
     waiting_s = max(0.0, alone_s - sum(part.seconds for part in parts))
     return (*parts, TimePart(name="waiting for the longest sequence", seconds=waiting_s))
+
+
+def _priced(job: Job, layout: Layout, *, work: StepWork) -> tuple[TimePart, ...]:
+    counts = work_counts(job.model, layout, job.used, precision=job.precision, work=work)
+    parts = price(counts, job.stack.rates)
+    return tuple(TimePart(name=name, seconds=float(part)) for name, part in parts.items())
 
 
 def _uniform_work(job: Job, layout: Layout) -> StepWork | Miss:
@@ -172,7 +206,7 @@ def _varied_work(job: Job, layout: Layout) -> StepWork | Miss:
     batch, ranks = job.batch, layout.group_ranks
     degrees = group_degrees(job.model, layout)
     try:
-        memory_cap = memory_token_cap(_costs(job, layout))
+        memory_cap = memory_token_cap(job.model, layout, job.used, precision=job.precision)
     except InfeasibleError:
         empty = _states_only(job, layout)
         return _memory_miss(layout, max(empty, key=lambda stage: stage.total_bytes))
@@ -217,15 +251,11 @@ def _best_of_shape(job: Job, shape: Layout) -> tuple[list[ForecastLayout], Miss 
     return found, nearest
 
 
-def _costs(job: Job, layout: Layout) -> LayoutCosts:
-    return LayoutCosts(model=job.model, layout=layout, used=job.used, precision=job.precision)
-
-
 def _states_only(job: Job, layout: Layout) -> tuple[StageMemory, ...]:
     return stage_memories(
         job.model, layout, precision=job.precision, tokens=0.0, squares=0.0,
         num_micro_batches=1, capacity_bytes=job.used.gpu.memory_bytes,
-        stages=worst_stages(job.model, layout.pp),
+        stages=worst_stages(job.model, layout.pp), rates=job.stack.memory,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from trimtab.core.cluster import Precision
 from trimtab.core.errors import InputError
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
+from trimtab.core.rates import StackRates
 from trimtab.planners.placement import Machine
 
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -47,6 +48,7 @@ class Job:
     precision: Precision
     token_cap: int | None
     pinned: Mapping[str, int]
+    stack: StackRates
 
 
 def shapes(job: Job) -> Iterator[Layout]:

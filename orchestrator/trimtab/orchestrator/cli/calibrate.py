@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 def calibrate(
     job: Annotated[
-        Path | None, typer.Argument(help="Job file to measure; not with --from-run.")
+        Path | None,
+        typer.Argument(
+            help="Job file to measure, or a table (FILE.csv) of measured steps to fit; not "
+            "with --from-run."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to the job file.", metavar="[a.b=c]...")
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where to write the profile.")
+        Path, typer.Option("--out", "-o", help="Where to write the profile, or the rates.")
     ] = Path("profile.json"),
     from_run: Annotated[
         str | None, typer.Option(help="Fit a run that has trained already; starts nothing.")
@@ -35,6 +39,9 @@ def calibrate(
     json: JsonOption = False,
 ) -> int:
     """Measure step coefficients by a short run of a job, and write them as a profile.
+
+    To a table of measured steps (see `trimtab validate`) it fits what devices and software
+    reach of the datasheet, for `trimtab plan --rates`; nothing is run.
 
     With --dry-run the request of that run is printed, as by `submit`, and nothing is changed.
     """
@@ -48,6 +55,9 @@ def calibrate(
     if (job is None) == (from_run is None):
         raise InputError("expected a job file or --from-run RUN, one of the two")
     _check_writable(out)
+    if job is not None and job.suffix == ".csv":
+        fit_table(job, out=out, json=json)
+        return 0
     screen = console(stderr=json, markup=False)
     if job is None:
         assert from_run is not None
@@ -68,6 +78,32 @@ def calibrate(
     if json:
         print_json(document)
     return 0
+
+
+def fit_table(table: Path, *, out: Path, json: bool) -> None:
+    """Fit rates to a table of measured steps, and write them."""
+    from trimtab.core import serde
+    from trimtab.orchestrator.measured import read_measured
+    from trimtab.orchestrator.rate_fitting import fit_book
+    from trimtab.orchestrator.validation import cases_of
+
+    cases, unread = cases_of(*read_measured(table))
+    screen = console(stderr=json, markup=False)
+    with console(stderr=True).status("fitting") as status:
+        book = fit_book(
+            cases, evidence=f"{len(cases)} rows of {table.name}", tell=status.update
+        )
+    out.write_text(serde.to_json(book, indent=1) + "\n", encoding="utf-8")
+    for entry in book.entries:
+        low, high = entry.interval(1.0)
+        screen.print(
+            f"{entry.name}: {entry.num_rows} rows, median error {entry.median_error:.1%}, "
+            f"80 % of unseen rows within {low - 1:+.0%} to {high - 1:+.0%}"
+        )
+    screen.print(f"{len(unread)} rows could not be read")
+    screen.print(f"written to {out}; use it with: trimtab plan --rates {out}", soft_wrap=True)
+    if json:
+        print_json(serde.to_document(book))
 
 
 def measure(job: "JobSpec", *, root: Path, screen: "Console") -> "Calibration":

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from trimtab.core import checks
 from trimtab.core.errors import InputError
 from trimtab.orchestrator.cli.output import JsonOption, console, print_json
 
@@ -58,6 +59,13 @@ def plan(
             "layout. Repeatable.",
         ),
     ] = None,
+    rates: Annotated[
+        Path | None,
+        typer.Option("--rates", help="Rates of `trimtab calibrate`; default: those shipped."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", help="Of a GPU-hour, in your currency.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Choose the layout of a job and forecast its step; starts nothing.
@@ -66,14 +74,21 @@ def plan(
     """
     from trimtab.orchestrator import api, plan_json
 
+    if price is not None:
+        checks.not_negative("--price", price)
     job = api.load_job(job_file, overrides or [])
     document_lengths = None if lengths is None else api.load_lengths(lengths)
     batch = api.planning_batch(job, document_lengths)
-    job_plan = api.plan(job, lengths=document_lengths, fixed=_fixed(fix))
+    job_plan = api.plan(
+        job,
+        lengths=document_lengths,
+        fixed=_fixed(fix),
+        rates=None if rates is None else api.load_rates(rates),
+    )
     if json:
         print_json(plan_json.plan_document(job, job_plan, batch_note=batch.note))
         return
-    show_plan(console(), job, job_plan, batch_note=batch.note)
+    show_plan(console(), job, job_plan, batch_note=batch.note, price=price)
 
 
 def _fixed(settings: list[str] | None) -> dict[str, int] | None:
@@ -88,7 +103,14 @@ def _fixed(settings: list[str] | None) -> dict[str, int] | None:
     return fixed
 
 
-def show_plan(out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note: str) -> None:
+def show_plan(
+    out: "Console",
+    job: "JobSpec",
+    job_plan: "JobPlan",
+    *,
+    batch_note: str,
+    price: float | None = None,
+) -> None:
     """Print a plan as tables."""
     from rich.markup import escape
 
@@ -109,6 +131,7 @@ def show_plan(out: "Console", job: "JobSpec", job_plan: "JobPlan", *, batch_note
     )
     out.print(job_plan.reason, markup=False)
     _show_forecast(out, job_plan.forecast)
+    _show_cost(out, job, job_plan.forecast, price=price)
     out.print()
     out.print(_memory_table(job_plan))
     if job_plan.alternatives:
@@ -125,10 +148,15 @@ def _show_forecast(out: "Console", forecast: "Forecast") -> None:
 
     table = _table("Step forecast", "part", "time >", "share >")
     for part in forecast.parts:
+        if not part.seconds:
+            continue
         share = part.seconds / forecast.step_s
         table.add_row(part.name, duration_text(part.seconds), f"{share:.1%}")
     table.add_section()
     table.add_row("step", duration_text(forecast.step_s), "100.0%", style="bold")
+    if forecast.low_s is not None and forecast.high_s is not None:
+        interval = f"{duration_text(forecast.low_s)} to {duration_text(forecast.high_s)}"
+        table.add_row("80 % interval", interval, "", style="dim")
     out.print()
     out.print(table)
     out.print()
@@ -139,6 +167,8 @@ def _show_forecast(out: "Console", forecast: "Forecast") -> None:
         f"{count_text(per_gpu)} tokens/s/GPU, bubble {forecast.bubble_fraction:.1%}, "
         f"constants: {escape(forecast.evidence)}"
     )
+    if forecast.outside is not None:
+        out.print(f"outside calibration: {escape(forecast.outside)}", style="yellow")
     out.print(f"MFU [bold]{_mfu_text(forecast)}[/bold]")
     out.print(mfu_note(forecast), style="dim")
 
@@ -149,7 +179,22 @@ def _mfu_text(forecast: "Forecast") -> str:
     if forecast.mfu is None or forecast.peak_flop_per_s is None:
         return "-"
     peak = flop_rate_text(forecast.peak_flop_per_s)
-    return f"{forecast.mfu:.1%} of the dense {forecast.precision} peak, {peak} a GPU"
+    text = f"{forecast.mfu:.1%} of the dense {forecast.precision} peak, {peak} a GPU"
+    return text + (f"; HFU {forecast.hfu:.1%}" if forecast.recomputed_flops else "")
+
+
+def _show_cost(
+    out: "Console", job: "JobSpec", forecast: "Forecast", *, price: float | None
+) -> None:
+    from trimtab.core.units import count_text, duration_text
+
+    seconds = forecast.step_s * job.training.num_steps
+    gpu_hours = seconds * forecast.num_ranks / 3600
+    money = "" if price is None else f", {gpu_hours * price:,.0f} at {price:g} a GPU-hour"
+    out.print(
+        f"{job.training.num_steps} steps: {duration_text(seconds)}, "
+        f"{count_text(gpu_hours)} GPU-hours{money}, without faults and restarts"
+    )
 
 
 def _memory_table(job_plan: "JobPlan") -> "Table":
