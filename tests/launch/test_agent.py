@@ -109,6 +109,7 @@ class Controller:
 def controller(
     run_dir: Path, started_here: Callable[[], list[psutil.Process]]
 ) -> Iterator[Controller]:
+    agent.mark_run_dir(run_dir, TOKEN)
     controller = Controller(run_dir, AgentServer("127.0.0.1", token=TOKEN))
     yield controller
     controller.server.close()

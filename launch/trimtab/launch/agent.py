@@ -10,8 +10,10 @@ ends what an old one has left.
 
 import argparse
 import contextlib
+import hashlib
 import os
 import queue
+import shutil
 import signal
 import socket
 import sys
@@ -33,10 +35,13 @@ from trimtab.launch.rank_environment import rank_environment
 from trimtab.launch.ray.actor_watch import ActorWatch
 from trimtab.launch.slurm.daemon import SlurmdWatch
 from trimtab.launch.spares import SparePool
+from trimtab.launch.staging import STAGE_VARIABLE
 
 TOKEN_VARIABLE: Final = "TRIMTAB_AGENT_TOKEN"  # noqa: S105  the name of one
 NODE_VARIABLE: Final = "TRIMTAB_NODE"
 
+_MARK: Final = ".controller"
+"""In the run directory: the controller's token, as nobody can use it."""
 _TURN_S: Final = 0.05
 _LOOK_S: Final = 0.5
 """Period of the looks at frozen ranks, at what keeps the node, and at logs to send."""
@@ -54,6 +59,22 @@ def command(run_dir: Path, controller_address: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", module, str(run_dir), controller_address)
 
 
+def mark_run_dir(run_dir: Path, token: str) -> None:
+    """Let agents with this token see that they share the controller's run directory."""
+    (run_dir / _MARK).write_text(_mark(token))
+
+
+def is_run_dir_of(run_dir: Path, token: str) -> bool:
+    """Whether a directory is that of the controller with this token.
+
+    One of the same name may be this node's own: of a time when the controller ran here.
+    """
+    try:
+        return (run_dir / _MARK).read_text() == _mark(token)
+    except OSError:
+        return False
+
+
 class Agent:
     """One node's ranks, at the end of a connection to the controller."""
 
@@ -63,6 +84,7 @@ class Agent:
         connection: socket.socket,
         *,
         node: str,
+        sees_run_dir: bool,
         held_fds: tuple[int, ...],
         keeps_node: SlurmdWatch | ActorWatch | None,
     ) -> None:
@@ -80,7 +102,7 @@ class Agent:
         self._keeps_node = keeps_node
         self._signals: list[str] = []
         self._leaving = False
-        self._sees_run_dir = (run_dir / "state.json").exists()
+        self._sees_run_dir = sees_run_dir
 
     def note_signal(self, number: int, _frame: FrameType | None) -> None:
         """The scheduler's wish, told to the controller with the next turn."""
@@ -270,19 +292,45 @@ def main(argv: Sequence[str]) -> int:
     try:
         with locks.open_node_lock(options.run_dir.name, node) as lock:
             _end_leftovers(lock)
-            keeps_node = ActorWatch.of_this_process() or SlurmdWatch.of_this_node()
-            held = (lock.fileno(),) if options.lock is None else (lock.fileno(), options.lock)
-            connection = _connect(options.controller, token=os.environ[TOKEN_VARIABLE])
-            agent = Agent(
-                options.run_dir, connection, node=node, held_fds=held, keeps_node=keeps_node
-            )
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, agent.note_signal)
-            agent.run()
+            try:
+                _serve(options, node=node, lock=lock)
+            finally:
+                _remove_staged(options.run_dir)
     except (TrimtabError, OSError) as error:
         _say(f"the agent of {node} ends: {error}")
         return 1
     return 0
+
+
+def _serve(options: argparse.Namespace, *, node: str, lock: BinaryIO) -> None:
+    """Be the agent of the controller that `options` name, while holding the node's lock."""
+    token = os.environ[TOKEN_VARIABLE]
+    keeps_node = ActorWatch.of_this_process() or SlurmdWatch.of_this_node()
+    held = (lock.fileno(),) if options.lock is None else (lock.fileno(), options.lock)
+    agent = Agent(
+        options.run_dir,
+        _connect(options.controller, token=token),
+        node=node,
+        sees_run_dir=is_run_dir_of(options.run_dir, token),
+        held_fds=held,
+        keeps_node=keeps_node,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, agent.note_signal)
+    agent.run()
+
+
+def _remove_staged(run_dir: Path) -> None:
+    """Leave nothing of a staged job, but what a controller has kept here."""
+    staged = os.environ.get(STAGE_VARIABLE)
+    if staged:
+        shutil.rmtree(staged, ignore_errors=True)
+    if staged is not None and not (run_dir / "state.json").exists():
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _mark(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _end_leftovers(lock: BinaryIO) -> None:
@@ -314,7 +362,8 @@ def _inherited(node_address: str) -> Mapping[str, str]:
 
 
 def _own_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    ours = (TOKEN_VARIABLE, STAGE_VARIABLE)
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def _say(line: str) -> None:

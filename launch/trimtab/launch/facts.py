@@ -1,6 +1,7 @@
 """What an agent finds on its node."""
 
 import importlib.metadata
+import importlib.util
 import os
 import socket
 from typing import Final
@@ -8,6 +9,9 @@ from typing import Final
 from trimtab.launch import wire
 from trimtab.launch.interfaces import own_addresses
 from trimtab.launch.processes import usable_cores
+
+RANK_PACKAGES: Final = ("torch", "megatron")
+"""What our own ranks import and the base install has not."""
 
 _NO_GPU: Final = (0, "")
 
@@ -29,6 +33,9 @@ def node_facts(*, node: str, sees_run_dir: bool) -> wire.AgentHello:
             for address in addresses
         ),
         sees_run_dir=sees_run_dir,
+        missing_packages=tuple(
+            name for name in RANK_PACKAGES if importlib.util.find_spec(name) is None
+        ),
     )
 
 

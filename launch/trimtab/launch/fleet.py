@@ -81,6 +81,7 @@ class Fleet:
         self._allocation = allocation
         self._run_dir = run_dir
         self._token = secrets.token_urlsafe(32)
+        agent.mark_run_dir(run_dir, self._token)
         self._server = AgentServer(allocation.controller_host, token=self._token)
         self._links: dict[str, AgentLink] = {}
         self._steps: list[AgentStep] = []
@@ -376,4 +377,6 @@ class Fleet:
 
 
 def _folder(request: Request) -> str:
-    return request.job.folder if isinstance(request.job, ScriptSpec) else request.run_dir
+    if not isinstance(request.job, ScriptSpec):
+        return request.run_dir
+    return "." if request.job.stage.enabled else request.job.folder  # agents start in the copy

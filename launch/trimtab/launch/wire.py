@@ -31,6 +31,8 @@ class AgentHello:
     """Network interfaces that are up, as `eth0 10.0.0.4`."""
     sees_run_dir: bool
     """Whether the run directory of the controller is visible here."""
+    missing_packages: tuple[str, ...] = ()
+    """What our own ranks would import, and this node's Python has not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

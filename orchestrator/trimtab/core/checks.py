@@ -57,6 +57,26 @@ def one_of(field: str, value: Any, allowed: Collection[str]) -> None:
         raise InputError(f"{field}: {unknown_name_message('value', str(value), allowed)}")
 
 
+def address(field: str, value: str) -> None:
+    """Raise where it is no address, or holds a secret, without repeating that."""
+    protocol, separator, rest = value.partition("://")
+    if not (protocol and separator and rest):
+        raise InputError(
+            f"{field}: expected an fsspec address such as s3://bucket/folder or "
+            f"file:///shared/folder, got {shown(value)}"
+        )
+    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+        raise InputError(
+            f"{field}: there is a password in it, which would be written into the run's files; "
+            "leave it out and set the credentials in the environment"
+        )
+    if protocol == "file" and not rest.startswith("/"):
+        raise InputError(
+            f"{field}: expected an absolute path after file://, as in file:///shared/folder, "
+            f"got {shown(value)}"
+        )
+
+
 def _is_finite_number(value: Any) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False

@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 from trimtab.core import checks
 from trimtab.core.cluster import PRECISIONS, ClusterSpec, Precision
-from trimtab.core.errors import InputError, shown
+from trimtab.core.errors import InputError
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
-from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions
+from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions, StageOptions
 
 DataFormat = Literal["auto", "text", "jsonl", "megatron"]
 DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)
@@ -157,7 +157,7 @@ class CheckpointSpec:
         checks.whole_number("checkpoint.every_steps", self.every_steps, at_least=0)
         checks.whole_number("checkpoint.keep", self.keep)
         if self.address is not None:
-            _check_address(self.address)
+            checks.address("checkpoint.address", self.address)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +200,7 @@ class JobSpec:
     restart: RestartSpec = RestartSpec()
     slurm: SlurmOptions = SlurmOptions()
     ray: RayOptions = RayOptions()
+    stage: StageOptions = StageOptions()
 
     def __post_init__(self) -> None:
         checks.not_empty("name", self.name)
@@ -255,6 +256,7 @@ class ScriptSpec:
     restart: RestartSpec = RestartSpec()
     slurm: SlurmOptions = SlurmOptions()
     ray: RayOptions = RayOptions()
+    stage: StageOptions = StageOptions()
 
     def __post_init__(self) -> None:
         checks.not_empty("name", self.name)
@@ -271,27 +273,6 @@ def _check_ranks(num_ranks: int, num_nodes: int | None) -> None:
         raise InputError(
             f"num_nodes: {num_ranks} ranks cannot be shared evenly by {num_nodes} nodes; "
             "choose a divisor of num_ranks"
-        )
-
-
-def _check_address(address: str) -> None:
-    """Raise where it is no address, or holds a secret, without repeating that."""
-    field = "checkpoint.address"
-    protocol, separator, rest = address.partition("://")
-    if not (protocol and separator and rest):
-        raise InputError(
-            f"{field}: expected an fsspec address such as s3://bucket/folder or "
-            f"file:///shared/folder, got {shown(address)}"
-        )
-    if ":" in rest.partition("/")[0].rpartition("@")[0]:
-        raise InputError(
-            f"{field}: there is a password in it, which would be written into the run's files; "
-            "leave it out and set the credentials in the environment"
-        )
-    if protocol == "file" and not rest.startswith("/"):
-        raise InputError(
-            f"{field}: expected an absolute path after file://, as in file:///shared/folder, "
-            f"got {shown(address)}"
         )
 
 

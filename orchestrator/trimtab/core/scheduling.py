@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from trimtab.core import checks
+from trimtab.core.errors import InputError
 
 WhenShort = Literal["shrink", "requeue", "stop"]
 WHEN_SHORT: tuple[str, ...] = get_args(WhenShort)
@@ -63,6 +64,27 @@ class SlurmOptions:
     container_workdir: str | None = None
     args: tuple[str, ...] = ()
     """Further options as `name=value`, or `name` alone for a flag."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOptions:
+    """A job whose nodes share no files, neither with the submitting machine nor among them."""
+
+    enabled: bool = False
+    """Send along with the job what its nodes lack: Trimtab's own code, the request and the
+    folder of a script."""
+    python: str | None = None
+    """The nodes' Python, which has the packages that ranks import; None: the path it has on
+    the submitting machine."""
+    address: str | None = None
+    """Where the run's events and logs go in the end, into a folder named after the run; None:
+    to `checkpoint.address`."""
+
+    def __post_init__(self) -> None:
+        if self.python is not None and not self.python.startswith("/"):
+            raise InputError(f"stage.python: expected an absolute path, got {self.python!r}")
+        if self.address is not None:
+            checks.address("stage.address", self.address)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import os
 
-from trimtab.core.job import JobHandle
+from trimtab.core.job import JobHandle, Request
 from trimtab.launch.api import Allocation
 from trimtab.orchestrator.rundir import RunDir
 
@@ -41,10 +41,9 @@ def is_superseded(run: RunDir) -> bool:
 
     Slurm may put a job back into its queue by itself although its successor runs already.
     """
-    job_id = os.environ.get("SLURM_JOB_ID")
-    if job_id is None or run.request().scheduler != "slurm":
+    own = own_handle(run.request())
+    if own is None or own.scheduler != "slurm":
         return False
-    own = _own_slurm_handle(job_id)
     handles = run.handles
     if own not in handles:
         run.add_handle(own)
@@ -52,6 +51,16 @@ def is_superseded(run: RunDir) -> bool:
     return handles[-1] != own
 
 
-def _own_slurm_handle(job_id: str) -> JobHandle:
-    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-    return JobHandle(scheduler="slurm", job_id=f"{array}_{task}" if array else job_id)
+def own_handle(request: Request) -> JobHandle | None:
+    """The name that its scheduler has given the job in which this process runs.
+
+    Of a Ray job it is known where the request tells it, as that of a staged one does.
+    """
+    match request.scheduler:
+        case "slurm" if job_id := os.environ.get("SLURM_JOB_ID"):
+            array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+            return JobHandle(scheduler="slurm", job_id=f"{array}_{task}" if array else job_id)
+        case "ray" if submission_id := request.job.ray.submission_id:
+            return JobHandle(scheduler="ray", job_id=submission_id)
+        case _:
+            return None

@@ -36,7 +36,7 @@ from trimtab.core.job import (
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
-from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions
+from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions, StageOptions
 from trimtab.orchestrator.cluster_file import cluster_from_document
 from trimtab.orchestrator.file_text import read_text, values_as_written
 from trimtab.orchestrator.hf_config import MODEL_TYPES, is_hf_config, model_from_hf_config
@@ -60,6 +60,7 @@ _SECTIONS: dict[str, type] = {
     "restart": RestartSpec,
     "slurm": SlurmOptions,
     "ray": RayOptions,
+    "stage": StageOptions,
 }
 """The sections of a job file that read as core values as they stand."""
 

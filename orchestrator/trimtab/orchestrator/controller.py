@@ -1,6 +1,7 @@
 """The process that owns a run: holds its nodes, starts attempts, decides what follows each.
 
-    python -P -m trimtab.orchestrator.controller RUN_DIR [--lock FD] [-- STEP_PREFIX ...]
+    python -P -m trimtab.orchestrator.controller RUN_DIR [--lock FD] [--staged [SCRIPT]]
+        [-- STEP_PREFIX ...]
 
 Started by the keeper. SIGTERM, or a file `cancel` in the run directory, cancels the job (the
 ranks write a checkpoint first); a second SIGTERM ends it at once. SIGUSR2 has it write a
@@ -38,7 +39,7 @@ from trimtab.monitor.collector import Collector
 from trimtab.monitor.gpus import GpuSampler
 from trimtab.monitor.sinks import EventSink, WandbSink
 from trimtab.monitor.store import EventStore
-from trimtab.orchestrator import node_check
+from trimtab.orchestrator import node_check, staged_run
 from trimtab.orchestrator.allocations import allocation_of, is_superseded
 from trimtab.orchestrator.attempt import Attempt, Wishes
 from trimtab.orchestrator.keeper import PASSED_ON
@@ -140,7 +141,7 @@ class Controller:
             collector_address=collector.address,
             collector_token=token,
             request_name=self._request_name(request),
-            request_text=request_text(request),
+            request_text=request_text(replace(request, submission="")),  # of no use to ranks
         )
         try:
             fleet.start(request, nodes, rendezvous=rendezvous)
@@ -265,10 +266,12 @@ class Controller:
             # What the scheduler signals from here on is meant for this allocation, not for the
             # job; a handler of ours would be gone while this process ends.
             signal.signal(number, signal.SIG_IGN)
+        staged_run.leave_word(self._run)
         move = self._allocation.go_elsewhere(exclude=decision.exclude, reason=decision.reason)
         _say(move.how)
         if move.handle != self._run.handle:
             self._run.add_handle(move.handle)
+            staged_run.leave_handles(self._run)
             self._allocation.leave()
 
     def _pause(self, pause_s: float) -> None:
@@ -393,9 +396,13 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="trimtab.orchestrator.controller")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--lock", type=int)
+    parser.add_argument("--staged", nargs="?", const="", help="what brought this code along")
     end = argv.index("--") if "--" in argv else len(argv)
     options, step_prefix = parser.parse_args(argv[:end]), tuple(argv[end + 1 :])
     try:
+        if options.staged is not None:
+            script = Path(options.staged) if options.staged else None
+            staged_run.settle(options.run_dir, script=script)
         run = RunDir.open(options.run_dir)
         if is_superseded(run):
             return int(ExitCode.OK)
@@ -439,6 +446,8 @@ def _finish(run: RunDir, store: EventStore, verdict: Verdict) -> None:
     store.append([JobFinished(time_s=now_s, state=verdict.state, reason=verdict.line)])
     write_end(run, verdict, now_s=now_s)
     _say(f"{verdict.state.value}: {verdict.line}")
+    staged_run.leave_word(run)
+    staged_run.remove_staged(run)
 
 
 def _own_failure(error: Exception) -> Verdict:

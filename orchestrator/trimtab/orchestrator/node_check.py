@@ -67,6 +67,9 @@ def _fault(request: Request, hello: AgentHello | None) -> str | None:
     if request.job.needs_gpus and hello.num_gpus < request.ranks_per_node:
         found = counted(hello.num_gpus, "GPU")
         return f"expected {request.ranks_per_node} GPUs for its ranks, found {found}"
+    if hello.missing_packages and isinstance(request.job, JobSpec):
+        missing = " and ".join(hello.missing_packages)
+        return f"its Python, {request.argv[0]}, has no package {missing}"
     return None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trimtab.core.errors import ExitCode, InputError, RunDirError
+from trimtab.core.errors import ExitCode, InputError, RunDirError, TrimtabError
 from trimtab.core.job import JobHandle, JobState
 from trimtab.orchestrator.rundir import RunDir, RunState
 from trimtab.orchestrator.runs_folder import list_runs
@@ -73,9 +73,15 @@ def observe_all(runs: Sequence[tuple[RunDir, RunState]]) -> list[Observed]:
         answer = answers.get(run.path)
         if answer is not None and answer.is_end:
             # Its controller may have told the end, or moved it, while the scheduler was asked.
+            trouble = _take_word(run, answer.handle) if state.staged else ""
             state = run.state()
             answer = answer if run.handle == answer.handle else None
-        observed.append(combined(state, answer, now_s=now_s))
+            stands = replace(combined(state, answer, now_s=now_s), trouble=trouble)
+            if state.staged and stands.state != state:
+                run.write_state(stands.state)  # nobody else will, and schedulers forget
+            observed.append(stands)
+        else:
+            observed.append(combined(state, answer, now_s=now_s))
     return observed
 
 
@@ -121,13 +127,19 @@ def combined(state: RunState, answer: Answer | None, *, now_s: float) -> Observe
     if view.state.is_final:
         reason = f"{name} says {view.native_state}"
         reason += f": {view.reason}" if view.reason else ""
-        final = JobState.CANCELLED if view.state is JobState.CANCELLED else JobState.FAILED
+        final = view.state
+        if final is JobState.SUCCEEDED and not state.staged:
+            final = JobState.FAILED  # its controller would have said so
         return Observed(state=_ended(state, final, reason), view=view)
     if view.state is JobState.PENDING:
         waits = (state.reason if state.num_restarts else "", view.reason)
         reason = "; ".join(filter(None, waits)) or state.reason
         pending = replace(state, state=JobState.PENDING, reason=reason)
         return Observed(state=pending, view=view)
+    if state.staged:
+        where = f"its run directory is on {view.nodes[0]}" if view.nodes else ""
+        running = replace(state, state=JobState.RUNNING, reason=where)
+        return Observed(state=running, view=view)
     return Observed(state=state, view=view)
 
 
@@ -144,9 +156,21 @@ def _checked(run: RunDir, state: RunState) -> RunState | RunDirError:
 
 def _ended(state: RunState, final: JobState, reason: str) -> RunState:
     """The end of a job whose controller did not tell it."""
-    if state.cancelled_s is not None:
+    if state.cancelled_s is not None and final is not JobState.SUCCEEDED:
         final = JobState.CANCELLED
-    return replace(state, state=final, reason=reason, exit_code=int(ExitCode.JOB_FAILED))
+    code = ExitCode.OK if final is JobState.SUCCEEDED else ExitCode.JOB_FAILED
+    return replace(state, state=final, reason=reason, exit_code=int(code))
+
+
+def _take_word(run: RunDir, handle: JobHandle) -> str:
+    """Bring here what a staged run has left elsewhere; why that cannot be, if so."""
+    from trimtab.orchestrator.staged_run import take_word
+
+    try:
+        take_word(run, run.request().job, after_attempt=run.state().attempt - 1, of=handle)
+    except TrimtabError as error:
+        return str(error)
+    return ""
 
 
 def _answers_about(runs: Iterable[tuple[RunDir, JobHandle]]) -> dict[Path, Answer]:

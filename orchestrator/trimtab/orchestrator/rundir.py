@@ -13,6 +13,7 @@ Only the controller writes `state.json` once it runs. The directory is its owner
 
 import json
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -69,6 +70,23 @@ class RunState:
     """Attempts that the job has started by itself."""
     excluded_nodes: tuple[str, ...] = ()
     """Nodes that are not used any more."""
+    staged: bool = False
+    """Whether its nodes share no files, so that this run directory learns nothing by itself."""
+
+    @classmethod
+    def of(cls, request: Request) -> "RunState":
+        """That of a run which has just been submitted."""
+        is_local = request.scheduler == "local"
+        return cls(
+            name=request.job.name,
+            scheduler=request.scheduler,
+            num_ranks=request.num_ranks,
+            state=JobState.PENDING,
+            reason="its controller is starting" if is_local else "queued",
+            attempt=1,
+            submitted_s=time.time(),
+            staged=request.job.stage.enabled,
+        )
 
     def observed(self, now_s: float) -> "RunState":
         """This state, or FAILED where the process that would have written that is gone.

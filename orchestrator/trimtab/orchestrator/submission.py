@@ -27,6 +27,7 @@ from trimtab.core.errors import (
 from trimtab.core.job import JobSpec, JobState, Request, SchedulerName, ScriptSpec
 from trimtab.core.plan import JobPlan, Layout
 from trimtab.launch.api import Scheduler
+from trimtab.launch.facts import RANK_PACKAGES
 from trimtab.launch.logs import last_words
 from trimtab.orchestrator import run_lock
 from trimtab.orchestrator.observation import observe
@@ -41,8 +42,6 @@ from trimtab.orchestrator.rundir import (
 from trimtab.orchestrator.runs_folder import run_ids, runs_root
 from trimtab.orchestrator.schedulers import scheduler_for, scheduler_of
 
-_RANK_PACKAGES: Final = ("torch", "megatron")
-"""What a rank imports and the base install has not."""
 _SLUG_CHARS: Final = 40
 _POLL_S: Final = 0.05
 
@@ -90,9 +89,11 @@ def prepare_job(
         scheduler = scheduler_of(scheduler)
     if isinstance(job, ScriptSpec):
         request = scheduler.prepare(job, layout=None, run_dir=run_dir)
+        _check_place(request)
         return PreparedJob(request=request, plan=None)
     layout = job.layout or Layout(dp=job.num_ranks)
     request = scheduler.prepare(job, layout=layout, run_dir=run_dir)
+    _check_place(request)
     return PreparedJob(request=request, plan=_plan(job, layout))
 
 
@@ -145,7 +146,7 @@ def submit_prepared(prepared: PreparedJob, *, scheduler: Scheduler | None = None
     if request.scheduler == "local":
         _check_can_start(request.job)
     scheduler.check(request)
-    state = replace(_first_state(request), attempt=prepared.attempt)
+    state = replace(RunState.of(request), attempt=prepared.attempt)
     if prepared.attempt == 1:
         run = RunDir.create(request, plan=prepared.plan, state=state)
     else:
@@ -232,7 +233,7 @@ def submit_array(jobs: Mapping[int, JobSpec | ScriptSpec]) -> list[RunDir]:
     try:
         for task, each in prepared.items():
             member = array_member(each.request, task)
-            runs[task] = RunDir.create(member, plan=each.plan, state=_first_state(member))
+            runs[task] = RunDir.create(member, plan=each.plan, state=RunState.of(member))
         handle = scheduler.submit(base, lock_fd=None)
     except TrimtabError:
         for run in runs.values():
@@ -266,6 +267,8 @@ def cancel_run(run: RunDir) -> RunState:
     if state.scheduler != "local":
         scheduler = scheduler_for(run.request())
         scheduler.cancel(run.handle, at_once=state.cancelled_s is not None)
+        if state.staged and state.cancelled_s is None:  # its controller cannot tell us
+            run.write_state(replace(run.state(), cancelled_s=time.time()))
         return state
     if state.controller is None:
         raise InputError(f"{run.handle} is still starting; try again in a moment")
@@ -310,12 +313,28 @@ def _plan(job: JobSpec, layout: Layout) -> JobPlan:
     return api.plan_run(job, layout, lengths=lengths.typical_batch if lengths else None)
 
 
+def _check_place(request: Request) -> None:
+    """Refuse to stage where that is not done."""
+    if not request.job.stage.enabled:
+        return
+    if request.scheduler == "local":
+        raise InputError(
+            "stage.enabled: a job on this machine finds all it needs here; leave --stage out, "
+            "or add -s slurm"
+        )
+    if request.scheduler == "ray":
+        raise InputError(
+            "stage.enabled: Ray's nodes have to share the run directory; leave --stage out "
+            "(--working-dir sends a script's folder along), or add -s slurm"
+        )
+
+
 def _check_can_start(job: JobSpec | ScriptSpec) -> None:
     """Refuse what could not even begin on this machine."""
     if isinstance(job, ScriptSpec):
         _check_command(job)
         return
-    for name in _RANK_PACKAGES:
+    for name in RANK_PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError(
                 f"training needs the package {name}: pip install 'trimtab[train]' (plans and "
@@ -340,20 +359,6 @@ def _check_is_next(run: RunDir, attempt: int) -> None:
             f"{run.handle} has been resumed in the meantime: its attempt {last} has begun; see "
             f"trimtab status {run.job_id}"
         )
-
-
-def _first_state(request: Request) -> RunState:
-    """Of a run that has just been submitted."""
-    is_local = request.scheduler == "local"
-    return RunState(
-        name=request.job.name,
-        scheduler=request.scheduler,
-        num_ranks=request.num_ranks,
-        state=JobState.PENDING,
-        reason="its controller is starting" if is_local else "queued",
-        attempt=1,
-        submitted_s=time.time(),
-    )
 
 
 def _undo(run: RunDir, prepared: PreparedJob, *, reason: str) -> None:

@@ -31,6 +31,7 @@ class Wanted:
     restart: Mapping[str, Any] = field(default_factory=dict)
     slurm: Mapping[str, Any] = field(default_factory=dict)
     ray: Mapping[str, Any] = field(default_factory=dict)
+    stage: Mapping[str, Any] = field(default_factory=dict)
 
     def job(self, task: int | None = None) -> JobSpec | ScriptSpec:
         """The job, of an array that of one task.
@@ -54,6 +55,7 @@ class Wanted:
             restart=replace(job.restart, **self.restart),
             slurm=replace(job.slurm, **self.slurm),
             ray=replace(job.ray, **self.ray),
+            stage=replace(job.stage, **self.stage),
         )
 
     def array_jobs(self) -> dict[int, JobSpec | ScriptSpec]:
@@ -81,7 +83,7 @@ class Wanted:
             InputError: There is another argument or option among them.
         """
         others = (self.script, self.name, self.num_nodes, self.ranks_per_node)
-        if any(others) or self.restart or self.slurm or self.ray:
+        if any(others) or self.restart or self.slurm or self.ray or self.stage:
             raise InputError(
                 "--resume: a run goes on with what it was submitted with; leave other options "
                 "out, or write changes as restart.max_restarts=5 and slurm.time=4:00:00"
@@ -150,6 +152,7 @@ class Wanted:
             restart=given.restart,
             slurm=given.slurm,
             ray=given.ray,
+            stage=replace(given.stage, address=given.stage.address or given.checkpoint.address),
         )
 
 

@@ -24,10 +24,29 @@ from trimtab.launch.slurm.commands import ask, output_of
 from trimtab.launch.slurm.hostlist import expanded
 from trimtab.launch.slurm.probe import silent_nodes
 from trimtab.launch.slurm.scheduler import submission_environment
+from trimtab.launch.staging import ARCHIVE_NAME
 
 _END_GRACE_S: Final = 3.0
 """How long srun gets to end a step before it is killed itself. It has all tasks killed at once,
 then waits for every node, also for a dead one, for Slurm's KillWait (30 s by default)."""
+
+
+_UNPACK: Final = """\
+for place in "$SLURM_TMPDIR" "$TMPDIR" /tmp; do
+    [ -n "$place" ] && [ -d "$place" ] && [ -w "$place" ] && break
+done
+if [ ! -x "$1" ]; then
+    echo "error: node $SLURMD_NODENAME has no Python $1; set stage.python"
+    exit 2
+fi
+TRIMTAB_STAGE=$(mktemp -d "$place/trimtab-XXXXXX") || exit
+mkdir "$TRIMTAB_STAGE/work" && tar -xz -C "$TRIMTAB_STAGE" && cd "$TRIMTAB_STAGE/work" || exit
+export TRIMTAB_STAGE PYTHONPATH="$TRIMTAB_STAGE/code${PYTHONPATH:+:$PYTHONPATH}"
+exec "$@"
+"""
+"""Unpacks standard input into a folder of this agent's own, which the agent removes in the end,
+and becomes the agent."""
+_UNPACKED: Final = ("/bin/sh", "-c", _UNPACK, "trimtab")
 
 
 class SlurmAllocation:
@@ -125,27 +144,35 @@ class SlurmAllocation:
     def start_agents(self, nodes: Sequence[AllocatedNode], *, order: AgentOrder) -> AgentStep:
         """One job step with an agent on each node; its output goes to `logs/agents.log`.
 
+        What a staged job has brought goes to every node by srun's standard input.
+
         srun is not tied to this process: agents see for themselves when it is gone, and have
         their ranks write a checkpoint, for which a cancelled step would leave no time.
 
         Raises:
             JobFailedError: srun could not be started.
         """
+        is_staged = self._request.job.stage.enabled
         argv = [
             *self._step_prefix,
             f"--nodes={len(nodes)}",
             f"--ntasks={len(nodes)}",
             f"--nodelist={','.join(node.name for node in nodes)}",
+            *(_UNPACKED if is_staged else ()),
             *order.argv,
         ]
+        archive = self._run_dir / ARCHIVE_NAME if is_staged else Path(os.devnull)
         try:
-            with (self._run_dir / "logs" / "agents.log").open("ab") as log:
+            with (
+                (self._run_dir / "logs" / "agents.log").open("ab") as log,
+                archive.open("rb") as sent,
+            ):
                 log.write(f"$ {shlex.join(argv)}\n".encode())
                 log.flush()
                 process = subprocess.Popen(
                     argv,
                     env={**os.environ, TOKEN_VARIABLE: order.token},
-                    stdin=subprocess.DEVNULL,
+                    stdin=sent,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

@@ -11,6 +11,7 @@ from typing import Final
 from trimtab.core.errors import InputError
 from trimtab.core.job import EnvVar, JobHandle, JobSpec, JobState, Request, ScriptSpec
 from trimtab.core.plan import Layout
+from trimtab.launch import staging
 from trimtab.launch.api import SchedulerView
 from trimtab.launch.limits import check_runnable
 from trimtab.launch.local import device_environment
@@ -85,7 +86,8 @@ class SlurmScheduler:
             assert layout is not None
             check_runnable(job, layout=layout)
         nodes = num_nodes(job)
-        argv = job.argv if isinstance(job, ScriptSpec) else (*self._rank_argv, str(run_dir))
+        rank_argv = staging.with_python(self._rank_argv, job)
+        argv = job.argv if isinstance(job, ScriptSpec) else (*rank_argv, str(run_dir))
         request = Request(
             scheduler="slurm",
             run_dir=str(run_dir),
@@ -96,7 +98,11 @@ class SlurmScheduler:
             job=job,
             layout=layout,
         )
-        script = sbatch_script(request, keeper_argv=self._keeper_argv)
+        script = sbatch_script(
+            request,
+            keeper_argv=staging.with_python(self._keeper_argv, job),
+            archive=_archive(request) if job.stage.enabled else None,
+        )
         return replace(request, submission=script)
 
     def check(self, request: Request) -> None:
@@ -206,6 +212,17 @@ def _environment(job: JobSpec | ScriptSpec, *, ranks_per_node: int) -> tuple[Env
         threads = max(1, cpus // ranks_per_node)
         variables.append(EnvVar(name="OMP_NUM_THREADS", value=str(threads)))
     return tuple(sorted(variables, key=lambda variable: variable.name))
+
+
+def _archive(request: Request) -> bytes:
+    """What a staged job brings along; raises InputError where that cannot be."""
+    staging.check_stage(request)
+    files = [*staging.below("code", staging.code_files(request))]
+    if isinstance(request.job, ScriptSpec):
+        runs = Path(request.run_dir).parent
+        folder = staging.folder_files(Path(request.job.folder), without=runs)
+        files += staging.below("work", folder)
+    return staging.tar_of(files)
 
 
 def _cancel(argv: Sequence[str]) -> None:

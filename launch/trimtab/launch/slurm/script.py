@@ -3,6 +3,8 @@
     #SBATCH directives          read by sbatch, never by a shell
     exec KEEPER RUN_DIR -- SRUN the batch shell becomes the keeper, which gets Slurm's signals
 
+A staged job's script first unpacks what it carries at its own end, see `launch/staging.py`.
+
 The part after `--` is the beginning of the command lines with which the controller starts its
 agents, one task on each node.
 
@@ -14,6 +16,7 @@ no GPUs has all of the job's in every version, while one that repeats their numb
 GPUs that have a type ("Step requested GRES (gpu:(null)) not found in the job").
 """
 
+import base64
 import re
 import shlex
 import unicodedata
@@ -27,6 +30,7 @@ from trimtab.core.job import JobSpec, Request, ScriptSpec
 from trimtab.core.scheduling import SlurmOptions
 from trimtab.launch.slurm.arguments import further_arguments
 from trimtab.launch.slurm.options import DEFAULT_SIGNAL, check_options, gpus_per_node
+from trimtab.launch.staging import ARCHIVE_NAME
 
 _NAME_CHARS: Final = 64
 _SAFE_VALUE: Final = re.compile(r"[A-Za-z0-9_@%+=:,./~*\[\]()&|<>!?-]+")
@@ -64,29 +68,57 @@ _SRUN: Final = (
 )
 
 
-def sbatch_script(request: Request, *, keeper_argv: tuple[str, ...]) -> str:
+_MOST_SCRIPT_BYTES: Final = 4 * 2**20
+"""What Slurm takes unless told otherwise. Source: slurm.conf(5), max_script_size."""
+_FIRST_LOG: Final = "/tmp/trimtab-{}.out"  # noqa: S108  of the user's own job id
+"""Where a staged job says what goes wrong before it has a run directory."""
+_LINE_CHARS: Final = 96
+_CARRIED: Final = "#= "
+"""Begins every line of what the script carries."""
+
+
+def sbatch_script(
+    request: Request, *, keeper_argv: tuple[str, ...], archive: bytes | None = None
+) -> str:
     """The whole script of `request`.
 
+    Args:
+        request: What runs.
+        keeper_argv: Command line of the job's keeper.
+        archive: What a staged job brings along, as `staging.tar_of` packs it.
+
     Raises:
-        InputError: An option has another form than Slurm's, or contradicts the job.
+        InputError: An option has another form than Slurm's, or contradicts the job; or the
+            script becomes larger than Slurm takes.
     """
     options = request.job.slurm
     check_options(options)
     _check_gpus(request)
+    if archive is not None:
+        _check_staged(options)
     lines = [
         "#!/bin/bash",
         *(_directive(name, value) for name, value in _directives(request)),
         "",
-        *_redirection(request),
+        *(_redirection(request) if archive is None else _unpacking(request, keeper_argv)),
         "# The batch shell becomes the job's keeper; the controller under it starts one agent",
         "# on each node with the srun command after --.",
         "exec \\",
         f"    {' '.join(map(_quoted, keeper_argv))} \\",
         f"    {_run_dir_word(request)} \\",
+        *(() if archive is None else ('    --staged "$0" \\',)),
         "    -- \\",
         f"    {' '.join(_srun_words(request))}",
+        *(() if archive is None else _carried(archive)),
     ]
-    return "\n".join(lines) + "\n"
+    script = "\n".join(lines) + "\n"
+    if len(script) > _MOST_SCRIPT_BYTES:
+        raise InputError(
+            f"stage.enabled: Slurm takes scripts of up to {_MOST_SCRIPT_BYTES // 2**20} MiB, "
+            f"and this one would have {len(script) / 2**20:.1f} with what it carries; submit "
+            "from a folder of the script's code alone"
+        )
+    return script
 
 
 def array_member(request: Request, index: int) -> Request:
@@ -139,6 +171,20 @@ def _check_gpus(request: Request) -> None:
         )
 
 
+def _check_staged(options: SlurmOptions) -> None:
+    """Refuse what cannot be staged."""
+    if options.container_image or options.container_name:
+        raise InputError(
+            "slurm.container_image: a container sees nothing of what stage.enabled brings to "
+            "its node; leave one of them out"
+        )
+    if options.array is not None:
+        raise InputError(
+            "slurm.array: the tasks of an array share one script, which can carry one request "
+            "only; submit them one by one, or without stage.enabled"
+        )
+
+
 def _directives(request: Request) -> Iterator[tuple[str, str | None]]:
     job, options = request.job, request.job.slurm
     further = further_arguments(options.args)
@@ -168,6 +214,10 @@ def _directives(request: Request) -> Iterator[tuple[str, str | None]]:
 def _places(request: Request) -> Iterator[tuple[str, str | None]]:
     """Where the batch script runs and writes: a folder of the run and its log."""
     yield "open-mode", "append"
+    if request.job.stage.enabled:
+        yield "chdir", "/"
+        yield "output", _FIRST_LOG.format("%j")
+        return
     if not _slurm_can_write_to(request.run_dir):
         yield "chdir", "/"
         yield "output", "/dev/null"
@@ -191,6 +241,35 @@ def _redirection(request: Request) -> tuple[str, ...]:
     )
 
 
+def _unpacking(request: Request, keeper_argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Make the run directory on the job's first node, and unpack what came along."""
+    run_dir = _run_dir_word(request)
+    return (
+        "# The nodes share no files: Trimtab and the request are at the end of this script.",
+        f"python={_quoted(keeper_argv[0])}",
+        'if [ ! -x "$python" ]; then',
+        '    echo "error: node $SLURMD_NODENAME has no Python $python; set stage.python"',
+        "    exit 2",
+        "fi",
+        f"run_dir={run_dir}",
+        '(umask 077 && mkdir -p "$run_dir/logs" "$run_dir/staged") || exit',
+        'exec >>"$run_dir/logs/slurm-$SLURM_JOB_ID.out" 2>&1',
+        f'rm -f "{_FIRST_LOG.format("$SLURM_JOB_ID")}"',
+        f'sed -n \'s/^{_CARRIED}//p\' "$0" | base64 -d >"$run_dir/{ARCHIVE_NAME}" || exit',
+        f'tar -xzf "$run_dir/{ARCHIVE_NAME}" -C "$run_dir/staged" || exit',
+        'export PYTHONPATH="$run_dir/staged/code${PYTHONPATH:+:$PYTHONPATH}"',
+        "",
+    )
+
+
+def _carried(archive: bytes) -> Iterator[str]:
+    yield ""
+    text = base64.b64encode(archive).decode()
+    yield from (
+        f"{_CARRIED}{text[at : at + _LINE_CHARS]}" for at in range(0, len(text), _LINE_CHARS)
+    )
+
+
 def _slurm_can_write_to(path: str) -> bool:
     """Whether a directive and Slurm's file name patterns can hold `path`.
 
@@ -209,6 +288,8 @@ def _run_dir_word(request: Request) -> str:
 def _srun_words(request: Request) -> Iterator[str]:
     options = request.job.slurm
     yield from _SRUN
+    if request.job.stage.enabled:
+        yield "--chdir=/"
     for name, field in _CONTAINER_OPTIONS:
         value = getattr(options, field)
         if value is not None:

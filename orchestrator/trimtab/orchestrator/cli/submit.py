@@ -43,6 +43,7 @@ _RAY_FIELDS: Final = (
     "submission_id",
     "resource",
 )
+_STAGE_FIELDS: Final = {"stage": "enabled", "stage_python": "python"}
 _RESTART_FIELDS: Final = ("max_restarts", "spare_nodes", "warm_spares", "when_short")
 
 
@@ -115,6 +116,12 @@ def submit(
     when_short: Annotated[
         str | None, _nodes("--when-short", what="Too few nodes left: shrink, requeue, stop.")
     ] = None,
+    stage: Annotated[
+        bool | None, _nodes("--stage", what="Nodes share no files: send the code along.")
+    ] = None,
+    stage_python: Annotated[
+        str | None, _nodes("--stage-python", what="The nodes' Python, where it is another.")
+    ] = None,
     account: Annotated[str | None, _slurm("--account", "-A")] = None,
     partition: Annotated[str | None, _slurm("--partition", "-p")] = None,
     qos: Annotated[str | None, _slurm("--qos", "-q")] = None,
@@ -172,6 +179,7 @@ def submit(
         slurm={field: chosen[field] for field in _SLURM_FIELDS if field in chosen}
         | ({"args": tuple(slurm_arg)} if slurm_arg else {}),
         ray={field: chosen[field] for field in _RAY_FIELDS if field in chosen},
+        stage={_STAGE_FIELDS[name]: chosen[name] for name in _STAGE_FIELDS if name in chosen},
     )
     to_resume = None if resume is None else _run_to_resume(resume, scheduler=scheduler)
     if dry_run:
