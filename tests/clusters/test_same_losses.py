@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
-STEPS = 6
+STEPS = 4
 PROFILE = {
     "model": "demo",
     "num_gpus": 4,

@@ -219,8 +219,9 @@ def spares_of(run: Path) -> set[int]:
     ours = [str(run), "--warm"]
     return {
         process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if process.info["cmdline"][-2:] == ours and process.status() != psutil.STATUS_ZOMBIE
+        for process in psutil.process_iter(["cmdline", "status"])
+        if (process.info["cmdline"] or [])[-2:] == ours
+        and process.info["status"] != psutil.STATUS_ZOMBIE
     }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.orchestrator import rate_fitting, validation
 from trimtab.orchestrator.cli.main import main
 from trimtab.orchestrator.rate_books import load_book, shipped_book
 
@@ -37,8 +38,10 @@ def test_the_shipped_rates_come_near_published_steps(
 
 
 def test_a_table_forecast_without_the_rows_it_scores(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rate_fitting, "NUM_FOLDS", 3)
+    monkeypatch.setattr(validation, "NUM_FOLDS", 3)
     assert main(["validate", str(SAMPLE), "--cross", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)["summary"]
     assert summary["total"]["num_rows"] == 48
@@ -48,8 +51,9 @@ def test_a_table_forecast_without_the_rows_it_scores(
 
 
 def test_rates_are_fitted_to_a_table_and_used(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(rate_fitting, "NUM_FOLDS", 2)
     out = tmp_path / "rates.json"
     assert main(["calibrate", str(SAMPLE), "--out", str(out)]) == 0
     assert "A100 megatron-lm" in capsys.readouterr().out

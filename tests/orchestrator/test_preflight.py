@@ -182,3 +182,9 @@ def test_start_weights_must_be_there_and_of_the_same_model(
     assert "neither model.safetensors nor" in refusal()
     (folder / "model.safetensors").touch()
     assert preflight.check_inputs(starting, LAYOUT) is not None
+
+
+def test_an_address_of_an_unknown_protocol_is_refused(job: JobSpec) -> None:
+    checkpoint = replace(job.checkpoint, address="nowhere://bucket/folder")
+    with pytest.raises(InputError, match=r"checkpoint\.address: .*nowhere"):
+        preflight.check_inputs(replace(job, checkpoint=checkpoint), LAYOUT)

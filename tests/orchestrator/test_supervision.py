@@ -104,6 +104,17 @@ def test_restarts_without_a_new_checkpoint_are_limited() -> None:
     assert (last.verdict.exit_code, last.verdict.rank) == (ExitCode.JOB_FAILED, 3)
 
 
+def test_what_earlier_controllers_have_used_of_the_budget_counts() -> None:
+    spec = RestartSpec(max_restarts=3)
+    boss = Supervisor(spec, can_move=True, num_in_row=3)
+    boss.begin(checkpoint_step=4)
+    assert isinstance(boss.decide(failed(step=4)), Finish)
+    boss = Supervisor(spec, can_move=True, num_in_row=3)
+    boss.begin(checkpoint_step=4)
+    assert boss.decide(failed(step=8)) == again()
+    assert boss.num_in_row == 1
+
+
 def test_a_new_checkpoint_refills_the_budget() -> None:
     boss = supervisor(max_restarts=1)
     for step in (2, 4, 6, 8):

@@ -124,6 +124,30 @@ def test_the_ranks_code_decides_the_jobs(course: Course, code: int, expected: in
     assert course.verdict(stop=None, cancelled=False, asked_s=None).exit_code == expected
 
 
+@pytest.mark.parametrize("code", [126, 127])
+def test_a_script_that_cannot_be_started_anywhere_is_wrong_input(code: int) -> None:
+    course = Course(HANDLE, None)
+    for rank in (0, 1):
+        course.note(exited(rank, code=code, words="cannot start 'trian': No such file"))
+    verdict = course.verdict(stop=None, cancelled=False, asked_s=None)
+    assert verdict.exit_code is ExitCode.USAGE
+    assert "cannot start 'trian'" in verdict.line
+
+
+def test_a_script_that_one_node_lacks_may_run_on_another() -> None:
+    course = Course(HANDLE, None)
+    course.note(exited(0, code=127, words="cannot start 'train': No such file"))
+    course.note(exited(1, code=1, words=LOST))
+    verdict = course.verdict(stop=None, cancelled=False, asked_s=None)
+    assert verdict.exit_code is ExitCode.JOB_FAILED
+
+
+def test_a_peer_of_the_store_that_went_away_is_no_cause() -> None:
+    words = "torch.distributed.DistNetworkError: failed to recv, got 0 bytes"
+    victim, cause = exited(0, code=1, words=words), exited(1, code=1, words="ValueError: boom")
+    assert root_cause([victim, cause], asked_s=None) == cause
+
+
 def test_one_rank_that_forbids_a_restart_is_enough(course: Course) -> None:
     course.note(exited(0, code=1))
     course.note(exited(1, time_s=10.5, code=93))

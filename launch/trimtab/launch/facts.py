@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import socket
+from pathlib import Path
 from typing import Final
 
 from trimtab.launch import wire
@@ -13,6 +15,7 @@ from trimtab.launch.processes import usable_cores
 RANK_PACKAGES: Final = ("torch", "megatron")
 """What our own ranks import and the base install has not."""
 
+DRIVER_FOLDER: Final = Path("/proc/driver/nvidia/gpus")
 _NO_GPU: Final = (0, "")
 
 
@@ -40,18 +43,39 @@ def node_facts(*, node: str, sees_run_dir: bool) -> wire.AgentHello:
 
 
 def _gpus() -> tuple[int, str]:
-    """Number and name of the GPUs this process may use."""
+    """Number and name of the GPUs this process may use.
+
+    CUDA takes the devices that CUDA_VISIBLE_DEVICES lists up to the first that is not there.
+    """
+    count, name = _gpus_by_nvml() or _gpus_by_driver(DRIVER_FOLDER)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible == "":
-        return _NO_GPU
+    if visible is None or not count:
+        return count, name
+    listed = [entry.strip() for entry in visible.split(",")]
+    usable = list(itertools.takewhile(lambda entry: entry not in ("", "-1"), listed))
+    return (len(usable), name) if usable else _NO_GPU
+
+
+def _gpus_by_nvml() -> tuple[int, str] | None:
+    """What NVIDIA's library says; None: it is not installed, or finds no driver it knows."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no package, no driver, or a driver of another version: no GPU to us
-        return _NO_GPU
+    except Exception:
+        return None
     count = pynvml.nvmlDeviceGetCount()
     if not count:
         return _NO_GPU
-    name = str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
-    return (count if visible is None else len(visible.split(","))), name
+    return count, str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
+
+
+def _gpus_by_driver(folder: Path) -> tuple[int, str]:
+    """What the driver itself lists: a folder for each GPU, with a file that names its model."""
+    try:
+        found = sorted(folder.glob("*/information"))
+        lines = found[0].read_text().splitlines() if found else []
+    except OSError:
+        return _NO_GPU
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return len(found), (models or [""])[0]

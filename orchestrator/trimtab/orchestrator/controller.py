@@ -78,6 +78,7 @@ class Controller:
             self._request.job.restart,
             shun=state.excluded_nodes,
             can_move=allocation.can_move,
+            num_in_row=state.num_in_row,
         )
         earlier = store.latest(CheckpointSaved)
         self._checkpoint_step = earlier.step if earlier is not None else None
@@ -109,6 +110,7 @@ class Controller:
                 self._write_state(
                     attempt=self._attempt,
                     num_restarts=self._run.state().num_restarts + 1,
+                    num_in_row=self._supervisor.num_in_row,
                     excluded_nodes=tuple(sorted(self._supervisor.shun)),
                 )
                 if isinstance(decision, GoElsewhere):
@@ -456,7 +458,7 @@ def _own_failure(error: Exception) -> Verdict:
     return Verdict(
         state=JobState.FAILED,
         reason=f"the controller failed ({type(error).__name__}: {error}); "
-        "its traceback is in logs/controller.log",
+        "trimtab logs --controller shows its traceback",
         exit_code=ExitCode.JOB_FAILED,
     )
 

@@ -5,15 +5,17 @@ a `tokenizer.json` makes the tokens, lengths are not known yet, and the longest 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 from typing import TYPE_CHECKING, Final
 
-from trimtab.core.errors import InfeasibleError, InputError, placed
+from trimtab.core.errors import InfeasibleError, InputError, MissingExtraError, placed
 from trimtab.core.job import BYTE_TOKENIZER, DataSpec, JobSpec
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
+from trimtab.launch.remote import RemoteFolder
 from trimtab.orchestrator.config import read_mapping
 from trimtab.orchestrator.step_planning import StepPlanner, step_planner
 
@@ -44,9 +46,13 @@ def check_inputs(job: JobSpec, layout: Layout) -> KnownLengths | None:
 
     Raises:
         InputError: Data, tokenizer or start weights are missing or empty, nothing is held out
-            for the evaluation, or there is nothing to plan steps with.
+            for the evaluation, there is nothing to plan steps with, or the checkpoints'
+            address has a protocol that is not known here.
         InfeasibleError: A sequence is, or may be, longer than any group can hold.
     """
+    if job.checkpoint.address is not None:
+        with suppress(MissingExtraError):  # the nodes may have what this machine lacks
+            RemoteFolder.at(job.checkpoint.address)
     if job.checkpoint.start_from is not None:
         _check_start(Path(job.checkpoint.start_from), job.model)
     lengths = known_lengths(job)

@@ -70,6 +70,8 @@ class RunState:
     """Attempts that the job has started by itself."""
     excluded_nodes: tuple[str, ...] = ()
     """Nodes that are not used any more."""
+    num_in_row: int = 0
+    """Restarts since the last new checkpoint."""
     staged: bool = False
     """Whether its nodes share no files, so that this run directory learns nothing by itself."""
 
@@ -100,7 +102,7 @@ class RunState:
         ):
             return self._failed(f"its controller (pid {self.controller.pid}) died")
         if self.controller is None and now_s - self.submitted_s > START_TIMEOUT_S:
-            return self._failed("its controller never started; see logs/controller.log")
+            return self._failed("its controller never started; see trimtab logs --controller")
         return self
 
     def _failed(self, reason: str) -> "RunState":

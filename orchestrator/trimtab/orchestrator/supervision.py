@@ -77,10 +77,16 @@ class Supervisor:
         spec: What the user allows.
         can_move: Whether the scheduler can put the job on other nodes.
         shun: Nodes that earlier allocations of this job have lost.
+        num_in_row: Restarts that earlier controllers have made since the last checkpoint.
     """
 
     def __init__(
-        self, spec: RestartSpec, *, can_move: bool, shun: Collection[str] = ()
+        self,
+        spec: RestartSpec,
+        *,
+        can_move: bool,
+        shun: Collection[str] = (),
+        num_in_row: int = 0,
     ) -> None:
         self._spec = spec
         self._can_move = can_move
@@ -88,8 +94,13 @@ class Supervisor:
         self._avoid: frozenset[str] = frozenset()
         self._failures: Counter[str] = Counter()
         """By node, since the last new checkpoint."""
-        self._num_in_row = 0
+        self._num_in_row = num_in_row
         self._checkpoint_step: int | None = None
+
+    @property
+    def num_in_row(self) -> int:
+        """Restarts since the last new checkpoint."""
+        return self._num_in_row
 
     @property
     def shun(self) -> frozenset[str]:

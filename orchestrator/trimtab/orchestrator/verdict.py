@@ -30,10 +30,16 @@ _VICTIM_WORDS: Final = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
+    "failed to recv",
+    "Failed to recv",
+    "Connection was likely closed",
     "ncclRemoteError",
     "remote process exited",
 )
-"""What gloo, NCCL and the kernel say to the peers of a process that died."""
+"""What gloo, NCCL, the store and the kernel say to the peers of a process that died."""
+
+_NOT_STARTED: Final = (126, 127)
+"""Exit codes of shells and of ours for a program that cannot be run, or is not there."""
 
 _SIGNAL_HINTS: Final = {
     "SIGKILL": " (kill -9, or the kernel when memory ran out)",
@@ -218,7 +224,17 @@ class Course:
     def _exit_code(self, root: RankExited) -> ExitCode:
         if any(event.exit_code == ExitCode.DO_NOT_RESTART for event in self._exits):
             return ExitCode.DO_NOT_RESTART
-        return ExitCode.USAGE if root.exit_code == ExitCode.USAGE else ExitCode.JOB_FAILED
+        if root.exit_code == ExitCode.USAGE or self._has_no_program:
+            return ExitCode.USAGE
+        return ExitCode.JOB_FAILED
+
+    @property
+    def _has_no_program(self) -> bool:
+        """Whether the script could not be started anywhere; another node may have it."""
+        by_themselves = [event for event in self._exits if event.signal is None]
+        return self._num_steps is None and all(
+            event.exit_code in _NOT_STARTED for event in by_themselves
+        )
 
     def _way_on(self) -> str:
         if self._num_steps is None:
