@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "demo": (_SET_UP, "demo:demo"),
     "dev-cluster": (_SET_UP, "dev_cluster:app"),
     "plan": (_PLAN, "plan:plan"),
+    "explain": (_PLAN, "explain:explain"),
     "capacity": (_PLAN, "capacity:capacity"),
     "validate": (_PLAN, "validate:validate"),
     "plan-step": (_PLAN, "plan_step:plan_step"),
