@@ -134,6 +134,13 @@ def test_a_script_that_cannot_be_started_anywhere_is_wrong_input(code: int) -> N
     assert "cannot start 'trian'" in verdict.line
 
 
+def test_a_killed_rank_of_a_script_is_no_wrong_input() -> None:
+    course = Course(HANDLE, None)
+    course.note(exited(1, signal="SIGKILL"))
+    verdict = course.verdict(stop=None, cancelled=False, asked_s=None)
+    assert verdict.exit_code is ExitCode.JOB_FAILED
+
+
 def test_a_script_that_one_node_lacks_may_run_on_another() -> None:
     course = Course(HANDLE, None)
     course.note(exited(0, code=127, words="cannot start 'train': No such file"))

@@ -231,10 +231,8 @@ class Course:
     @property
     def _has_no_program(self) -> bool:
         """Whether the script could not be started anywhere; another node may have it."""
-        by_themselves = [event for event in self._exits if event.signal is None]
-        return self._num_steps is None and all(
-            event.exit_code in _NOT_STARTED for event in by_themselves
-        )
+        codes = {event.exit_code for event in self._exits if event.signal is None}
+        return self._num_steps is None and bool(codes) and codes <= set(_NOT_STARTED)
 
     def _way_on(self) -> str:
         if self._num_steps is None:
