@@ -43,7 +43,11 @@ _RAY_FIELDS: Final = (
     "submission_id",
     "resource",
 )
-_STAGE_FIELDS: Final = {"stage": "enabled", "stage_python": "python"}
+_STAGE_FIELDS: Final = {
+    "stage": "enabled",
+    "stage_python": "python",
+    "stage_address": "address",
+}
 _RESTART_FIELDS: Final = ("max_restarts", "spare_nodes", "warm_spares", "when_short")
 
 
@@ -121,6 +125,9 @@ def submit(
     ] = None,
     stage_python: Annotated[
         str | None, _nodes("--stage-python", what="The nodes' Python, where it is another.")
+    ] = None,
+    stage_address: Annotated[
+        str | None, _nodes("--stage-address", what="Where events and logs go, as s3://a/b.")
     ] = None,
     account: Annotated[str | None, _slurm("--account", "-A")] = None,
     partition: Annotated[str | None, _slurm("--partition", "-p")] = None,
