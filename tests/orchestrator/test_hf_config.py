@@ -94,7 +94,11 @@ def test_the_rotary_base_is_read_from_either_place() -> None:
     ("changes", "message"),
     [
         ({"model_type": "lama"}, "unknown type 'lama'; did you mean 'llama'?"),
-        ({"model_type": "bert"}, "model_type: unknown type 'bert'; expected one of gpt2,"),
+        ({"model_type": "zebra"}, "model_type: unknown type 'zebra'; expected one of gpt2,"),
+        ({"model_type": "bert"}, "model_type: bert is not supported: an encoder"),
+        ({"model_type": "t5"}, "t5 is not supported: an encoder and a decoder"),
+        ({"model_type": "gptj"}, "gptj is not supported: attention and MLP run side by side"),
+        ({"model_type": "deepseek_v3"}, "it has multi-head latent attention"),
         ({"model_type": None}, "model_type: missing; expected one of gpt2"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling: expected no"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "got 'linear'"),

@@ -15,6 +15,23 @@ from trimtab.core.model import ModelSpec, MoeSpec
 
 MODEL_TYPES = ("gpt2", "llama", "mistral", "mixtral", "qwen2")
 
+_REFUSED = {
+    "bert": "an encoder, which does not predict the next token",
+    "deepseek_v2": "it has multi-head latent attention",
+    "deepseek_v3": "it has multi-head latent attention",
+    "gemma": "its norms and its embedding are scaled in a way of their own",
+    "gpt_neox": "attention and MLP run side by side, and only a part of a head is rotated",
+    "gptj": "attention and MLP run side by side, and only a part of a head is rotated",
+    "mamba": "a state-space model, without attention",
+    "opt": "its MLP has ReLU, and its positions are shifted by two",
+    "qwen2_moe": "it has experts that every token visits",
+    "qwen3": "its queries and keys are normalized",
+    "qwen3_moe": "its queries and keys are normalized",
+    "t5": "an encoder and a decoder, with relative position biases",
+    "whisper": "an encoder and a decoder, of speech",
+}
+"""Well-known types that no `ModelSpec` describes, and why."""
+
 
 def is_hf_config(document: Mapping[str, Any]) -> bool:
     """Whether `document` is a Hugging Face configuration rather than a Trimtab model."""
@@ -31,6 +48,11 @@ def model_from_hf_config(document: Mapping[str, Any], *, name: str) -> ModelSpec
     model_type = document.get("model_type")
     if model_type is None:
         raise InputError(f"model_type: missing; expected one of {', '.join(MODEL_TYPES)}")
+    if reason := _REFUSED.get(model_type if isinstance(model_type, str) else ""):
+        raise InputError(
+            f"model_type: {model_type} is not supported: {reason}; supported are "
+            f"{', '.join(MODEL_TYPES)}"
+        )
     if model_type not in MODEL_TYPES:
         raise InputError(
             f"model_type: {unknown_name_message('type', str(model_type), MODEL_TYPES)}"
