@@ -1,8 +1,9 @@
 """Datasheets of GPUs, for jobs and measurements that only name their device.
 
-Peaks are dense. Links are one direction of one GPU. Sources: NVIDIA's datasheets of V100, A100,
-H100, H200, DGX B200, DGX B300, GB200 NVL72 and GB300 NVL72; memory is what CUDA reports free of
-ECC, a little less than the name says; NICs are those of the DGX servers of the time.
+Peaks are dense. Links are one direction of one GPU; memory is what CUDA reports, a little less
+than the name says; NICs are a GPU's share of what its servers usually have. Sources: NVIDIA's
+datasheets of V100, A100, H100, H200, H20, L40S, GeForce RTX 3090 and 4090, DGX B200 and B300,
+GB200 and GB300 NVL72, AMD's of MI300X; A800 and H800 are A100 and H100 with slower links.
 """
 
 import re
@@ -105,6 +106,39 @@ DEVICES = (
         tflop_per_s=_GB200 | {"fp4": 15_000}, link_gb_per_s=900, nic_gbit_per_s=800,
         power_w=1400,
     ),
+    _device(
+        "A800-80GB", memory_gib=79.2, memory_gb_per_s=2039, num_sms=108, tflop_per_s=_AMPERE,
+        link_gb_per_s=200, nic_gbit_per_s=200, power_w=400,
+    ),
+    _device(
+        "H800-80GB", memory_gib=79.6, memory_gb_per_s=3350, num_sms=132, tflop_per_s=_HOPPER,
+        link_gb_per_s=200, nic_gbit_per_s=400, power_w=700,
+    ),
+    _device(
+        "H20-96GB", memory_gib=95, memory_gb_per_s=4000, num_sms=78,
+        tflop_per_s={"bf16": 148, "fp16": 148, "fp8": 296}, link_gb_per_s=450,
+        nic_gbit_per_s=400, power_w=400,
+    ),
+    _device(
+        "L40S-48GB", memory_gib=44.5, memory_gb_per_s=864, num_sms=142,
+        tflop_per_s={"bf16": 362, "fp16": 362, "fp8": 733}, link_gb_per_s=25,
+        nic_gbit_per_s=100, power_w=350,
+    ),
+    _device(
+        "RTX4090-24GB", memory_gib=23.6, memory_gb_per_s=1008, num_sms=128,
+        tflop_per_s={"bf16": 165, "fp16": 165, "fp8": 330}, link_gb_per_s=25,
+        nic_gbit_per_s=25, power_w=450,
+    ),
+    _device(
+        "RTX3090-24GB", memory_gib=23.6, memory_gb_per_s=936, num_sms=82,
+        tflop_per_s={"bf16": 71, "fp16": 71}, link_gb_per_s=25, nic_gbit_per_s=25,
+        power_w=350,
+    ),
+    _device(
+        "MI300X-192GB", memory_gib=191, memory_gb_per_s=5300, num_sms=304,
+        tflop_per_s={"bf16": 1307, "fp16": 1307, "fp8": 2615}, link_gb_per_s=448,
+        nic_gbit_per_s=400, power_w=750,
+    ),
 )  # fmt: skip
 
 
@@ -116,11 +150,20 @@ def device(name: str) -> Device:
     Raises:
         InputError: No device is known by that name; says which are.
     """
-    words = set(re.findall(r"[a-z]*\d+[a-z]*", name.casefold()))
-    fitting = [each for each in DEVICES if each.spec.name.split("-")[0].casefold() in words]
-    exact = [each for each in fitting if each.spec.name.casefold().split("-")[-1] in words]
+    plain = name.casefold()
+    kinds = {each: each.spec.name.split("-")[0].casefold() for each in DEVICES}
+    matching = [kind for kind in kinds.values() if _named(kind, plain)]
+    longest = max(matching, key=len, default="")
+    fitting = [each for each, kind in kinds.items() if kind == longest]
+    exact = [each for each in fitting if each.spec.name.casefold().split("-")[-1] in plain]
     found = exact or fitting
     if not found:
         known = ", ".join(each.spec.name for each in DEVICES)
         raise InputError(f"gpu: unknown device {name!r}; known: {known}")
     return max(found, key=lambda each: each.spec.memory_bytes)
+
+
+def _named(kind: str, name: str) -> bool:
+    """Whether a name holds a kind, `rtx4090` also as `RTX 4090`, and no longer number."""
+    parts = re.findall(r"[a-z]+|\d+", kind)
+    return re.search(r"[^a-z0-9]*".join(parts) + r"(?!\d)", name) is not None
