@@ -63,6 +63,8 @@ class Rates:
     """Weights and gradients of ZeRO-3, every micro-batch, side by side with the arithmetic."""
     expert_factor: float = 1.25
     """Matrix products of experts, uneven and small, against dense ones."""
+    expert_launch_factor: float = 2.0
+    """Kernels of a layer with experts (routing, sorting, one product each) to a dense one's."""
     unaligned_factor: float = 5.0
     """Attention whose head_dim is not a multiple of 8, which tensor cores need."""
     step_s: float = 0.01

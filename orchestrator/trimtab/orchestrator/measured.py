@@ -21,6 +21,7 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout, Recompute
 from trimtab.core.units import GB
 from trimtab.orchestrator.public_models import public_model
+from trimtab.planners.memory import stage_memories
 from trimtab.planners.placement import Machine
 
 COLUMNS = (
@@ -51,6 +52,8 @@ class MeasuredRow:
     layout: Layout
     recompute_stated: bool
     zero_stated: bool
+    precision_stated: bool
+    """Not, where it may be one of two: `BF16/FP16`."""
     used: Machine
     precision: Precision
     num_sequences: int
@@ -124,7 +127,14 @@ def _row(fields: Mapping[str, str], *, row_id: str) -> MeasuredRow:
     num_sequences, seq_tokens = text.whole("gbs_seqs"), text.whole("seq_len")
     precision = _precision(text)
     layout = _layout(text, model, engine=engine, num_gpus=num_gpus)
-    micro = min(text.whole("mbs_seqs", 1), max(1, num_sequences // layout.dp))
+    used = _machine(text, num_gpus=num_gpus)
+    rank_seqs = max(1, num_sequences // layout.dp)
+    if text.get("mbs_seqs") or layout.pp > 1:
+        micro = min(text.whole("mbs_seqs", 1), rank_seqs)
+    else:
+        micro = _filling_micro_batch(
+            model, layout, used, precision=precision, seq_tokens=seq_tokens, most=rank_seqs
+        )
     layout = dataclasses.replace(layout, micro_batch_seqs=micro)
     modelled = "model" in text.get("mem_kind")
     memory_gb = text.number("mem_gb_per_gpu")
@@ -139,7 +149,8 @@ def _row(fields: Mapping[str, str], *, row_id: str) -> MeasuredRow:
         layout=layout,
         recompute_stated=bool(text.get("recompute")),
         zero_stated=bool(text.get("zero_or_fsdp")),
-        used=_machine(text, num_gpus=num_gpus),
+        precision_stated="/" not in text.get("precision"),
+        used=used,
         precision=precision,
         num_sequences=num_sequences,
         num_micro_batches=max(1.0, num_sequences / (layout.dp * micro)),
@@ -265,6 +276,34 @@ def _layout(text: _Fields, model: ModelSpec, *, engine: str, num_gpus: int) -> L
         and (engine == "megatron-core" or "sequence-parallel" in text.get("recompute")),
         fused_attention=engine not in ("megatron-lm", "megatron-deepspeed"),
     )
+
+
+def _filling_micro_batch(
+    model: ModelSpec,
+    layout: Layout,
+    used: Machine,
+    *,
+    precision: Precision,
+    seq_tokens: int,
+    most: int,
+) -> int:
+    """Where it is not said and no pipeline asks for small ones: the largest that fits."""
+    fitting = 1
+    for micro in (size for size in range(2, most + 1) if most % size == 0):
+        tokens = micro * seq_tokens / layout.cp
+        (stage,) = stage_memories(
+            model,
+            layout,
+            precision=precision,
+            tokens=tokens,
+            squares=tokens * seq_tokens,
+            num_micro_batches=1,
+            capacity_bytes=used.gpu.memory_bytes,
+        )
+        if stage.verdict != "fits":
+            break
+        fitting = micro
+    return fitting
 
 
 def _chunks(text: _Fields, model: ModelSpec, *, pp: int, engine: str) -> int:

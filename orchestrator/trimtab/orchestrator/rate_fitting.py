@@ -213,7 +213,7 @@ def _levels(cases: Sequence[Case]) -> dict[Key, list[Case]]:
 def _from_particular(key: Key) -> list[Key]:
     """A level and those above it, the most particular first."""
     family, engine, source = key
-    above = [(family, engine, source), (family, engine, ""), (family, "", ""), ("", engine, "")]
+    above = [(family, engine, source), (family, engine, ""), ("", engine, ""), (family, "", "")]
     return [*above, ("", "", "")]
 
 

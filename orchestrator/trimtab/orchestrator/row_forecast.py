@@ -13,6 +13,13 @@ from trimtab.planners.memory import stage_memories
 from trimtab.planners.search import quantities
 
 
+_BF16_GRADIENT_BYTES = 6
+"""Of a parameter: DeepSpeed keeps bf16 gradients, and adds them up in 32 bits besides.
+
+Source: DeepSpeed 0.18, runtime/bf16_optimizer.py, `fp32_groups_gradients`.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowForecast:
     """What is forecast of one row."""
@@ -64,6 +71,7 @@ def forecast_row(row: MeasuredRow, counts: StepCounts, book: RateBook) -> RowFor
     seconds = float(step_s(counts, stack.rates))
     low_s, high_s = stack.interval(seconds)
     memory = row_memory(row, stack.memory)
+    fullest = memory if row.precision_stated else row_memory(row, _widest(stack.memory))
     model_flops = row.model.training_flops([row.seq_tokens]) * row.num_sequences
     return RowForecast(
         row=row,
@@ -73,9 +81,15 @@ def forecast_row(row: MeasuredRow, counts: StepCounts, book: RateBook) -> RowFor
         high_s=high_s,
         flop_per_s=model_flops / seconds / row.used.num_ranks,
         memory_bytes=memory.total_bytes,
-        oom=memory.verdict == "oom",
+        oom=fullest.verdict == "oom",
         outside=stack.outside(quantities(row.model, row.layout, longest=row.seq_tokens)),
     )
+
+
+def _widest(rates: MemoryRates) -> MemoryRates:
+    """Where a row leaves open which 16 bits it trains in, it may run out with either."""
+    gradient_bytes = max(rates.gradient_bytes, _BF16_GRADIENT_BYTES)
+    return dataclasses.replace(rates, gradient_bytes=gradient_bytes)
 
 
 def row_memory(row: MeasuredRow, rates: MemoryRates) -> StageMemory:

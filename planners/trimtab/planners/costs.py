@@ -29,6 +29,8 @@ _LAUNCH_POWER = 4
 """Kernels are launched while others run: the longer of both counts, joined smoothly."""
 _GATHER_POWER = 3
 """The same of weights that are gathered while a layer computes; both slow down somewhat."""
+_FAR_EFFICIENCY = 0.9
+"""Share of the NICs' rate that an all-reduce of large messages reaches, by nccl-tests."""
 _FULL_FRACTION = 0.92
 """Share of the memory a plan may fill (`StageMemory.verdict`)."""
 
@@ -154,12 +156,17 @@ def _layer_parts(counts: StepCounts, rates: Rates) -> dict[str, Real]:
     }
     parts |= {
         "tp communication": counts.tp_operations
-        * (rates.tp_factor * counts.tp_s + rates.tp_latency_s * counts.tp_doublings),
+        * (
+            rates.tp_factor * counts.tp_s
+            + counts.tp_far_s / _FAR_EFFICIENCY
+            + rates.tp_latency_s * counts.tp_doublings
+        ),
         "cp communication": 3 * rates.cp_factor * counts.cp_s + counts.exchange_s,
         "ep communication": counts.passes * rates.ep_factor * counts.ep_s,
     }
     on_device_s = sum(parts.values())
-    launch_s = rates.launch_s * counts.passes
+    kernels = 1 + counts.is_expert * (rates.expert_launch_factor - 1)
+    launch_s = rates.launch_s * kernels * counts.passes
     return parts | {"kernel launches": _excess(on_device_s, launch_s, _LAUNCH_POWER)}
 
 

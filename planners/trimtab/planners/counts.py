@@ -66,6 +66,9 @@ class StepCounts:
     """The output matrix, forward."""
     logits_s: Real
     tp_s: Real
+    """Within a node; else 0."""
+    tp_far_s: Real
+    """Where the tp ranks span nodes; else 0."""
     tp_operations: Real
     """All-reduces of a layer and micro-batch, all passes together."""
     tp_doublings: Real
@@ -147,6 +150,8 @@ def step_counts(
     touched += _ELEMENTWISE_INNER * (heads + key_values + inner) / tp
     gradients_s, weights_s = _data_parallel_s(model, layout, used, states=states)
     matmul_s = 2 * tokens * active / tp / peak_flop_per_s
+    tp_s = _all_reduce_s(num_bytes * tokens * model.hidden, tp, used.ring_link(tp, stride=1))
+    is_near = tp <= used.gpus_per_node
     return StepCounts(
         num_micro_batches=num_micro_batches,
         num_layers=model.num_layers / layout.pp,
@@ -163,7 +168,8 @@ def step_counts(
         scores_s=score_bytes * model.num_heads * squares / tp / memory,
         output_s=2 * tokens * model.hidden * model.vocab / tp / half,
         logits_s=_LOGIT_BYTES * tokens * model.vocab / tp / memory,
-        tp_s=_all_reduce_s(num_bytes * tokens * model.hidden, tp, used.ring_link(tp, stride=1)),
+        tp_s=tp_s if is_near else 0.0,
+        tp_far_s=0.0 if is_near else tp_s,
         tp_operations=0 if tp == 1 else 2 * (2 + is_full),
         tp_doublings=math.log2(tp),
         cp_s=_ring_attention_s(model, layout, used, tokens=tokens, num_bytes=num_bytes),
