@@ -119,7 +119,7 @@ def test_text_of_the_user_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]
     ("argv", "message"),
     [
         (["training.nosuch=1"], "training.nosuch: unknown key 'nosuch'"),
-        (["--fix", "tp"], "--fix: expected DEGREE=N, e.g. tp=8, got 'tp'"),
+        (["--fix", "tp"], "--fix: expected FIELD=VALUE, e.g. tp=8, got 'tp'"),
         (["--fix", "tpp=2"], "did you mean 'tp'?"),
         (["--fix", "tp=0"], "expected a whole number >= 1, got 0"),
         (["--lengths", "nowhere.txt"], "nowhere.txt: no such file"),

@@ -93,7 +93,7 @@ def test_the_worst_stage_is_among_those_named(gpt: GptMaker) -> None:
         for recompute in ("none", "selective", "full"):
             layout = Layout(pp=4, recompute=recompute)
             worst = max(memories(model, layout), key=lambda stage: stage.total_bytes)
-            few = memories(model, layout, stages=worst_stages(model, 4))
+            few = memories(model, layout, stages=worst_stages(model, layout))
             assert max(stage.total_bytes for stage in few) == worst.total_bytes
 
 

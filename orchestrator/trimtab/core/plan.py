@@ -1,6 +1,8 @@
 """Decisions: the layout of a job, what it is forecast to cost, and the plan of one step."""
 
+import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -11,6 +13,13 @@ from trimtab.core.model import mfu
 
 Recompute = Literal["none", "selective", "full"]
 RECOMPUTES: tuple[str, ...] = get_args(Recompute)
+
+PipelineSchedule = Literal["1f1b", "zb-h1", "zb-h2", "dualpipe"]
+PIPELINE_SCHEDULES: tuple[str, ...] = get_args(PipelineSchedule)
+"""`1f1b` interleaves with vpp > 1; see `trimtab.planners.timeline`."""
+
+Offload = Literal["none", "optimizer"]
+OFFLOADS: tuple[str, ...] = get_args(Offload)
 
 FitVerdict = Literal["fits", "tight", "oom"]
 FIT_VERDICTS: tuple[str, ...] = get_args(FitVerdict)
@@ -39,6 +48,11 @@ class Layout:
     """Megatron's flag: norms and dropout split over the tp ranks."""
     fused_attention: bool = True
     """Attention in one kernel that keeps no scores (FlashAttention, cuDNN)."""
+    schedule: PipelineSchedule = "1f1b"
+    stage_layers: tuple[int, ...] = ()
+    """Layers of every stage; empty: as even as can be."""
+    offload: Offload = "none"
+    """`optimizer`: its states and its step are the host's (ZeRO-Offload, arXiv:2101.06840)."""
 
     def __post_init__(self) -> None:
         for field in ("tp", "pp", "dp", "cp", "ep", "vpp", "micro_batch_seqs"):
@@ -47,6 +61,19 @@ class Layout:
         if self.zero > 3:
             raise InputError(f"layout.zero: expected 0 to 3, got {self.zero}")
         checks.one_of("layout.recompute", self.recompute, RECOMPUTES)
+        checks.one_of("layout.schedule", self.schedule, PIPELINE_SCHEDULES)
+        checks.one_of("layout.offload", self.offload, OFFLOADS)
+        for stage, layers in enumerate(self.stage_layers):
+            checks.whole_number(f"layout.stage_layers[{stage}]", layers)
+        if self.stage_layers and len(self.stage_layers) != self.pp:
+            raise InputError(
+                f"layout.stage_layers: expected one number for each of pp = {self.pp} stages, "
+                f"got {len(self.stage_layers)}"
+            )
+        if self.vpp > 1 and (self.schedule != "1f1b" or len(set(self.stage_layers)) > 1):
+            raise InputError(
+                "layout.vpp: only the schedule 1f1b with equal stages interleaves; set vpp to 1"
+            )
 
     @property
     def num_ranks(self) -> int:
@@ -61,7 +88,24 @@ class Layout:
         degrees = {"tp": self.tp, "pp": self.pp, "dp": self.dp}
         optional = {"cp": self.cp, "ep": self.ep, "vpp": self.vpp}
         degrees |= {name: degree for name, degree in optional.items() if degree > 1}
-        return " ".join(f"{name}{degree}" for name, degree in degrees.items())
+        text = " ".join(f"{name}{degree}" for name, degree in degrees.items())
+        if self.zero > 1:
+            text += f" zero{self.zero}"
+        if self.schedule != "1f1b":
+            text += f" {self.schedule}"
+        if self.offload != "none":
+            text += f" offload {self.offload}"
+        return f"{text} layers {runs_text(self.stage_layers)}" if self.stage_layers else text
+
+
+def runs_text(values: Sequence[int]) -> str:
+    """Equal neighbours together: (14, 14, 14, 10) is `3x14+10`.
+
+    >>> runs_text((14, 14, 14, 10)), runs_text((26, 22))
+    ('3x14+10', '26+22')
+    """
+    runs = [(value, len(list(run))) for value, run in itertools.groupby(values)]
+    return "+".join(f"{count}x{value}" if count > 1 else str(value) for value, count in runs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,7 @@ def plan(
     job: JobSpec,
     *,
     lengths: Sequence[int] | None = None,
-    fixed: Mapping[str, int] | None = None,
+    fixed: Mapping[str, int | str] | None = None,
     rates: RateBook | None = None,
 ) -> JobPlan:
     """Choose the layout of a job and forecast its step; acts on nothing.
@@ -85,7 +85,7 @@ def plan(
     Args:
         job: What `load_job` returned. Its `layout`, if any, is forecast as it stands.
         lengths: Document lengths in tokens to plan for; None: `data.max_seq_tokens` each.
-        fixed: Degrees to keep (`{"tp": 8}`), the rest being the planner's choice; the job's
+        fixed: Fields to keep (`{"tp": 8}`), the rest being the planner's choice; the job's
             layout is then set aside.
         rates: What devices and software reach, of `load_rates`; None: what is shipped.
 

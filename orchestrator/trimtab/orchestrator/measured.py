@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trimtab.core.cluster import Link, Precision
 from trimtab.core.devices import device
@@ -256,7 +257,7 @@ def _usual_heads(hidden: int) -> int:
 
 def _layout(text: _Fields, model: ModelSpec, *, engine: str, num_gpus: int) -> Layout:
     """Degrees as stated; one that does not go into the GPUs is a slip and counts as 1."""
-    degrees = {name: text.whole(name, 1) for name in ("tp", "pp", "cp", "ep")}
+    degrees: dict[str, Any] = {name: text.whole(name, 1) for name in ("tp", "pp", "cp", "ep")}
     for name in ("ep", "cp", "pp", "tp"):
         product = degrees["tp"] * degrees["pp"] * degrees["cp"]
         if name != "ep" and product > num_gpus:

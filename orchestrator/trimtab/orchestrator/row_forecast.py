@@ -12,7 +12,6 @@ from trimtab.planners.counts import StepCounts, step_counts
 from trimtab.planners.memory import stage_memories
 from trimtab.planners.search import quantities
 
-
 _BF16_GRADIENT_BYTES = 6
 """Of a parameter: DeepSpeed keeps bf16 gradients, and adds them up in 32 bits besides.
 

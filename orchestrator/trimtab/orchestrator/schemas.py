@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core.cluster import PRECISIONS
-from trimtab.core.plan import FIT_VERDICTS, PLAN_METHODS, RECOMPUTES
+from trimtab.core.plan import (
+    FIT_VERDICTS,
+    OFFLOADS,
+    PIPELINE_SCHEDULES,
+    PLAN_METHODS,
+    RECOMPUTES,
+)
 from trimtab.core.serde import SCHEMA_VERSION
 
 _Schema = dict[str, Any]
@@ -57,6 +63,9 @@ _LAYOUT = _object(
         "zero": {"type": "integer", "minimum": 0, "maximum": 3},
         "sequence_parallel": {"type": "boolean"},
         "fused_attention": {"type": "boolean"},
+        "schedule": {"enum": list(PIPELINE_SCHEDULES)},
+        "stage_layers": _described(_list(_COUNT), "layers by stage; empty: evenly"),
+        "offload": {"enum": list(OFFLOADS)},
     },
     description="Degrees that stay fixed while the job runs; tp * pp * dp * cp = num_ranks",
 )

@@ -20,6 +20,7 @@ from trimtab.core.units import memory_text
 from trimtab.planners.counts import Real, StepCounts, step_counts
 from trimtab.planners.memory import stage_memories, worst_stages
 from trimtab.planners.placement import Machine, machine
+from trimtab.planners.timeline import PipelineWork
 
 _EXCHANGE_EFFICIENCY = 0.3
 """Share of the NVLink rate that an all-to-all reaches: FlexSP's 96.5 x 7/8 of 300 GB/s."""
@@ -84,11 +85,13 @@ def known_peak(used: Machine, *, precision: Precision) -> float:
 def price(counts: StepCounts, rates: Rates) -> dict[str, Real]:
     """The parts of a step in seconds, by name; they add up to the step.
 
-    One micro-batch takes a stage its layers, and the last stage the output matrix too. With
-    one-forward-one-backward scheduling the slowest stage works `num_micro_batches` times, and
-    the others' times are the fill, which vpp chunks divide:
+    One micro-batch takes a stage its layers, and the last stage the output matrix too. The
+    slowest stage works for every micro-batch; what the others wait while the pipeline fills and
+    drains follows from the schedule (`trimtab.planners.timeline.fill`), a stage on average:
 
         m max(stage) + (sum(stage) - max(stage)) / vpp
+
+    with one-forward-one-backward, and less with schedules that fill it with weight gradients.
 
     Source: Narayanan et al. (2021), arXiv:2104.04473, section 2.2, for equal stages.
 
@@ -98,17 +101,27 @@ def price(counts: StepCounts, rates: Rates) -> dict[str, Real]:
     """
     layer = _layer_parts(counts, rates)
     busy = sum(layer.values())
-    stage = {name: counts.num_layers * part for name, part in layer.items()}
     gather_s = rates.gather_factor * counts.weights_s
-    stage_s = counts.num_layers * busy
-    stage["dp communication"] = _excess(stage_s, gather_s, _GATHER_POWER)
-    output_s = 3 * counts.output_s / rates.matmul_efficiency
-    output_s = output_s + rates.elementwise_factor * counts.logits_s
-    slowest_s = stage_s + stage["dp communication"] + output_s
+    output_s = _output_s(counts, rates)
+    is_last = counts.last_layers * busy + output_s >= counts.most_layers * busy
+    layers = np.where(is_last, counts.last_layers, counts.most_layers)
+    stage: dict[str, Real] = {name: layers * part for name, part in layer.items()}
+    stage["dp communication"] = _excess(layers * busy, gather_s, _GATHER_POWER)
+    stage["output matrix"] = np.where(is_last, output_s, 0.0)
+    slowest_s = sum(stage.values())
     micro = counts.num_micro_batches
-    parts = {name: micro * part for name, part in stage.items()}
-    parts["output matrix"] = micro * output_s
-    fill_s = (counts.num_stages - 1) * (slowest_s - output_s) / counts.num_chunks
+    parts: dict[str, Real] = {name: micro * part for name, part in stage.items()}
+    others_s = (
+        counts.num_layers * busy + output_s + counts.num_stages * stage["dp communication"]
+    )
+    stage_s = (others_s - slowest_s) / np.maximum(1, counts.num_stages - 1)
+    weight_s = layers * layer["matrix products"] / counts.passes
+    fill_s = np.maximum(
+        0.0,
+        counts.fill_stages * stage_s
+        - counts.fill_forwards * stage_s / counts.passes
+        - counts.fill_weights * weight_s,
+    )
     messages = (micro + (counts.num_stages - 1) / counts.num_chunks) * counts.pp_messages
     exchange_s = (
         rates.dp_factor * counts.gradients_s + rates.dp_latency_s * counts.group_doublings
@@ -126,9 +139,40 @@ def price(counts: StepCounts, rates: Rates) -> dict[str, Real]:
     return parts
 
 
+def pipeline_work(
+    counts: StepCounts, rates: Rates, stage_layers: Sequence[int]
+) -> PipelineWork:
+    """Seconds of a micro-batch in every stage, for the timeline of one layout."""
+    layer = {name: float(part) for name, part in _layer_parts(counts, rates).items()}
+    passes = float(counts.passes)
+    forward_s = sum(layer.values()) / passes
+    weight_s = layer["matrix products"] / passes
+    backward_s = (passes - 1) * forward_s - weight_s
+    output_s = float(_output_s(counts, rates)) / 3
+    outputs = [0.0] * (len(stage_layers) - 1) + [output_s]
+
+    def of_stages(layer_s: float) -> tuple[float, ...]:
+        return tuple(
+            layers * layer_s + extra
+            for layers, extra in zip(stage_layers, outputs, strict=True)
+        )
+
+    return PipelineWork(
+        forward_s=of_stages(forward_s),
+        backward_s=of_stages(backward_s),
+        weight_s=of_stages(weight_s),
+    )
+
+
 def step_s(counts: StepCounts, rates: Rates) -> Real:
     """The time of a step: the sum of `price`."""
     return sum(price(counts, rates).values())
+
+
+def _output_s(counts: StepCounts, rates: Rates) -> Real:
+    """The output matrix and the loss for a micro-batch, forward and backward."""
+    products_s = 3 * counts.output_s / rates.matmul_efficiency
+    return products_s + rates.elementwise_factor * counts.logits_s
 
 
 def _layer_parts(counts: StepCounts, rates: Rates) -> dict[str, Real]:
@@ -336,7 +380,7 @@ def memory_token_cap(
         stage_memories(
             model, layout, precision=precision, tokens=tokens, squares=0.0,
             num_micro_batches=layout.pp, capacity_bytes=capacity,
-            stages=worst_stages(model, layout.pp),
+            stages=worst_stages(model, layout),
         )
         for tokens in (0.0, 1e6)
     )  # fmt: skip

@@ -15,7 +15,8 @@ from trimtab.core.cluster import Link, Precision
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.planners.memory import StateBytes, stage_parameters, state_bytes
-from trimtab.planners.placement import Machine
+from trimtab.planners.placement import Machine, layers_of
+from trimtab.planners.timeline import fill
 
 Real = float | NDArray[np.float64]
 
@@ -36,6 +37,13 @@ _LOGIT_BYTES = 12
 _OPTIMIZER_BYTES = 30
 """AdamW in mixed precision reads and writes this for each parameter it holds."""
 
+_OFFLOADED_BYTES = 38
+"""The same where the optimizer is on the host: its own 30, and 32-bit gradients there, 16-bit
+weights and their sum's norm back."""
+_HOST_BYTES_PER_S = 20e9
+"""Of a GPU's share of its host's memory, read and written; an assumption: two sockets of
+200 GB/s are 50 for each of 8 GPUs, and a PCIe 4 x16 link beside them carries 25."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCounts:
@@ -47,10 +55,18 @@ class StepCounts:
 
     num_micro_batches: Real
     num_layers: Real
-    """Of a stage, on average."""
+    """Of all stages."""
+    most_layers: Real
+    """Of any stage but the last; 0 where there is one stage."""
+    last_layers: Real
+    """Of the last stage, which has the output matrix too."""
     num_stages: Real
     num_chunks: Real
     """vpp."""
+    fill_stages: Real
+    """What the pipeline's fill and drain wait for, see `trimtab.planners.timeline.Fill`."""
+    fill_forwards: Real
+    fill_weights: Real
     num_ranks: Real
     passes: Real
     """Through a layer's matrix products: forward, twice backward, and recompute."""
@@ -81,7 +97,8 @@ class StepCounts:
     """Of a stage and micro-batch."""
     gradients_s: Real
     weights_s: Real
-    """ZeRO-3: gathering weights twice and scattering gradients, for each micro-batch."""
+    """For each micro-batch. ZeRO-3: gathering weights twice and scattering gradients; ZeRO-2:
+    gathering once."""
     group_doublings: Real
     optimizer_s: Real
     is_fp8: Real
@@ -151,12 +168,19 @@ def step_counts(
     gradients_s, weights_s = _data_parallel_s(model, layout, used, states=states)
     matmul_s = 2 * tokens * active / tp / peak_flop_per_s
     tp_s = _all_reduce_s(num_bytes * tokens * model.hidden, tp, used.ring_link(tp, stride=1))
+    layers = layers_of(model, layout)
+    waits = fill(layout.schedule, pp=layout.pp, vpp=layout.vpp)
     is_near = tp <= used.gpus_per_node
     return StepCounts(
         num_micro_batches=num_micro_batches,
-        num_layers=model.num_layers / layout.pp,
+        num_layers=model.num_layers,
+        most_layers=max(layers[:-1], default=0),
+        last_layers=layers[-1],
         num_stages=layout.pp,
         num_chunks=layout.vpp,
+        fill_stages=waits.stages,
+        fill_forwards=waits.forwards,
+        fill_weights=waits.weights,
         num_ranks=layout.num_ranks,
         passes=3 + is_full,
         attention_passes=3 + again,
@@ -288,10 +312,11 @@ def _stage_message_s(
 def _data_parallel_s(
     model: ModelSpec, layout: Layout, used: Machine, *, states: StateBytes
 ) -> tuple[float, float]:
-    """Once a step: gradients reduced, weights gathered; ZeRO-3: both for every micro-batch.
+    """Once a step: gradients reduced, weights gathered; ZeRO 2 and 3: for every micro-batch.
 
-    ZeRO 0 to 2 are alike in what they move: gradients are reduced and scattered, and either
-    they or the new weights gathered, counted in the gradients' and the weights' bytes.
+    ZeRO 0 and 1 are alike in what they move: gradients are reduced and scattered, and either
+    they or the new weights gathered, counted in the gradients' and the weights' bytes. ZeRO-2
+    keeps no whole gradients to add up in, ZeRO-3 no whole weights either.
 
     Source: Rajbhandari et al. (2020), arXiv:1910.02054, section 7.
     """
@@ -301,12 +326,14 @@ def _data_parallel_s(
     dense, expert = stage_parameters(model, layout, stage=0)
     link = used.ring_link(ranks, stride=layout.tp)
     moved_s = (ranks - 1) / ranks * (dense + expert) / link.bytes_per_s
-    if layout.zero == 3:
-        return 0.0, 3 * states.weights * moved_s
+    if layout.zero >= 2:
+        return 0.0, layout.zero * states.weights * moved_s
     return (states.gradients + states.weights) * moved_s, 0.0
 
 
 def _optimizer_s(model: ModelSpec, layout: Layout, used: Machine) -> float:
     share = layout.group_ranks if layout.zero >= 1 else 1
-    parameters = sum(stage_parameters(model, layout, stage=0))
-    return _OPTIMIZER_BYTES * parameters / share / used.gpu.memory_bytes_per_s
+    parameters = sum(stage_parameters(model, layout, stage=0)) / share
+    if layout.offload == "optimizer":
+        return _OFFLOADED_BYTES * parameters / _HOST_BYTES_PER_S
+    return _OPTIMIZER_BYTES * parameters / used.gpu.memory_bytes_per_s

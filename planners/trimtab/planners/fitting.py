@@ -1,7 +1,7 @@
 """Rates fitted to measured steps: robust, few constants, each held near a general value.
 
 The constants are found in logarithms: ln(forecast / measured) is made small by damped
-Gauss-Newton steps (Levenberg 1944, Marquardt 1963) under a pseudo-Huber loss, with a Gaussian
+Gauss-Newton steps (Levenberg 1944, Marquardt 1963) under a Student-t loss, with a Gaussian
 prior around the constants of a more general group of rows. So a group of five rows moves only
 what they tell.
 """
@@ -57,10 +57,11 @@ _MOST: dict[str, float] = {
     "unfused_attention_efficiency": 0.9,
     "dp_hidden": 1.0,
 }
-"""No device reaches its peak; gradients of a step are hidden by its last backward pass at most."""
+"""No device reaches its peak; only the last backward pass hides gradients."""
 _NOISE = 0.04
 """Measurements of one layout differ by this much (BigScience repeats: 3 %)."""
 _TAIL = 3.0
+"""Degrees of freedom: rows that nothing explains pull hardly at all."""
 _STEPS = 60
 
 

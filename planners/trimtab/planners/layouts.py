@@ -8,7 +8,16 @@ from trimtab.core.batch import BatchProfile
 from trimtab.core.cluster import ClusterSpec, Precision
 from trimtab.core.errors import InputError, unknown_name_message
 from trimtab.core.model import ModelSpec
-from trimtab.core.plan import ForecastLayout, JobPlan, Layout, RejectedLayout, StepPlan
+from trimtab.core.plan import (
+    OFFLOADS,
+    PIPELINE_SCHEDULES,
+    RECOMPUTES,
+    ForecastLayout,
+    JobPlan,
+    Layout,
+    RejectedLayout,
+    StepPlan,
+)
 from trimtab.core.profile import StepProfile
 from trimtab.core.rates import DEFAULT_STACK, StackRates
 from trimtab.core.units import duration_text
@@ -19,7 +28,10 @@ from trimtab.planners.search import Found, costed, costed_or_raise, search_layou
 from trimtab.planners.shapes import BatchSums, Job, check_layout
 
 PINNABLE = ("tp", "pp", "dp", "cp", "ep", "vpp", "micro_batch_seqs", "zero")
-"""Fields of a layout that `fixed` may pin."""
+"""Degrees of a layout that `fixed` may pin."""
+
+SETTINGS = {"recompute": RECOMPUTES, "schedule": PIPELINE_SCHEDULES, "offload": OFFLOADS}
+"""Settings that it may pin, and their values."""
 
 _NUM_ALTERNATIVES = 5
 _NUM_REJECTED = 50
@@ -34,7 +46,7 @@ def plan_job(
     precision: Precision,
     profile: StepProfile | None = None,
     token_cap: int | None = None,
-    fixed: Layout | Mapping[str, int] | None = None,
+    fixed: Layout | Mapping[str, int | str] | None = None,
     stack: StackRates = DEFAULT_STACK,
 ) -> JobPlan:
     """Choose the layout with the shortest forecast step among those whose memory fits.
@@ -52,7 +64,7 @@ def plan_job(
         profile: Measured step coefficients of ranks with tp 1 and pp 1; None: analytic ones.
         token_cap: Most tokens a rank holds in a wave; None: the profile's, or from memory.
         fixed: A whole layout, forecast as it stands; or fields of it to keep, by name (see
-            `PINNABLE`), the rest being chosen.
+            `PINNABLE` and `SETTINGS`), the rest being chosen.
         stack: What device and software reach of the datasheet; without a profile.
 
     Raises:
@@ -60,6 +72,7 @@ def plan_job(
         InfeasibleError: No layout fits in memory; says what is short, and by how much.
     """
     checks.whole_number("num_ranks", num_ranks)
+    pins = {} if fixed is None or isinstance(fixed, Layout) else fixed
     job = Job(
         model=model,
         used=machine(cluster, num_ranks, precision=precision),
@@ -67,7 +80,8 @@ def plan_job(
         model_flops=model.training_flops(batch.lengths),
         precision=precision,
         token_cap=token_cap,
-        pinned={} if isinstance(fixed, Layout) else _checked_pins(fixed or {}),
+        pinned=_pinned_degrees(pins),
+        settings=_pinned_settings(pins),
         stack=stack,
     )
     exact = fixed if isinstance(fixed, Layout) else None
@@ -132,8 +146,9 @@ def _found(job: Job, exact: Layout | None) -> Found:
     if exact is not None:
         return Found(fitting=(costed_or_raise(job, exact),), rejected=())
     found = search_layouts(job)
-    shown = tuple(_with_all_stages(job, layout) for layout in _ranked(found))
-    return dataclasses.replace(found, fitting=shown)
+    shown = [costed(job, candidate.layout, all_stages=True) for candidate in _ranked(found)]
+    fitting = tuple(candidate for candidate in shown if isinstance(candidate, ForecastLayout))
+    return dataclasses.replace(found, fitting=fitting)
 
 
 def _profiled(
@@ -175,19 +190,24 @@ def _ranked(found: Found) -> list[ForecastLayout]:
     return list(best.values())[: 1 + _NUM_ALTERNATIVES]
 
 
-def _with_all_stages(job: Job, candidate: ForecastLayout) -> ForecastLayout:
-    """The same forecast with the memory of every stage."""
-    full = costed(job, candidate.layout, all_stages=True)
-    assert isinstance(full, ForecastLayout)
-    return full
-
-
-def _checked_pins(fixed: Mapping[str, int]) -> dict[str, int]:
-    for name, value in fixed.items():
+def _pinned_degrees(pins: Mapping[str, int | str]) -> dict[str, int]:
+    degrees = {}
+    for name, value in pins.items():
+        if name in SETTINGS:
+            continue
         if name not in PINNABLE:
-            raise InputError(f"layout: {unknown_name_message('degree', name, PINNABLE)}")
+            known = (*PINNABLE, *SETTINGS)
+            raise InputError(f"layout: {unknown_name_message('field', name, known)}")
         checks.whole_number(f"layout.{name}", value, at_least=0 if name == "zero" else 1)
-    return dict(fixed)
+        degrees[name] = int(value)
+    return degrees
+
+
+def _pinned_settings(pins: Mapping[str, int | str]) -> dict[str, str]:
+    settings = {name: str(value) for name, value in pins.items() if name in SETTINGS}
+    for name, value in settings.items():
+        checks.one_of(f"layout.{name}", value, SETTINGS[name])
+    return settings
 
 
 def _preference(candidate: ForecastLayout) -> tuple[bool, float, str]:

@@ -18,7 +18,8 @@ from trimtab.core.cluster import Precision
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout, Recompute, StageMemory
 from trimtab.core.rates import MemoryRates
-from trimtab.planners.placement import stage_layers
+from trimtab.planners.placement import layers_of
+from trimtab.planners.timeline import most_held
 
 _USUAL = MemoryRates()
 _WORKSPACE_FRACTION = 0.12
@@ -95,10 +96,11 @@ def stage_memories(
     stages: Sequence[int] | None = None,
     rates: MemoryRates = _USUAL,
 ) -> tuple[StageMemory, ...]:
-    """Memory of every stage with one-forward-one-backward scheduling.
+    """Memory of every stage.
 
-    Stage i keeps the activations of pp - i micro-batches; interleaving (vpp > 1) adds
-    1 + (pp - 1) / (pp vpp) times as much on the first stage.
+    With one-forward-one-backward scheduling stage i keeps the activations of pp - i
+    micro-batches; interleaving (vpp > 1) adds 1 + (pp - 1) / (pp vpp) times as much on the
+    first stage. With `dualpipe` a rank holds the weights of two stages.
 
     Args:
         model: The model.
@@ -124,6 +126,9 @@ def stage_memories(
     memories = []
     for stage in range(layout.pp) if stages is None else stages:
         dense, expert = stage_parameters(model, layout, stage=stage)
+        if layout.schedule == "dualpipe":
+            mirrored = stage_parameters(model, layout, stage=layout.pp - 1 - stage)
+            dense, expert = dense + mirrored[0], expert + mirrored[1]
         weights, gradients, optimizer = _sharded(dense, expert, layout, states=states)
         memories.append(
             StageMemory(
@@ -164,24 +169,27 @@ def _stage_activations(
 
     per_layer = kept(layout.recompute)
     recomputed = kept("selective") if layout.recompute == "full" else 0.0
-    interleaved = 1 + (layout.pp - 1) / (layout.pp * layout.vpp) if layout.vpp > 1 else 1.0
+
+    def num_held(stage: int) -> float:
+        held = most_held(layout.schedule, pp=layout.pp, stage=stage, vpp=layout.vpp)
+        return held * min(1.0, num_micro_batches / (layout.pp - stage))
+
     activations = [
-        per_layer * layers * interleaved * min(layout.pp - stage, num_micro_batches)
-        + recomputed
-        for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp))
+        per_layer * layers * num_held(stage) + recomputed
+        for stage, layers in enumerate(layers_of(model, layout))
     ]
     activations[-1] += _output_bytes(model, layout, tokens=tokens)
     return activations
 
 
-def worst_stages(model: ModelSpec, pp: int) -> tuple[int, ...]:
+def worst_stages(model: ModelSpec, layout: Layout) -> tuple[int, ...]:
     """Stages of which one needs most memory: first, last, first of those with most layers.
 
     Every other stage has no more layers than one of these, no more micro-batches in flight, and
     neither embedding nor output matrix.
     """
-    layers = stage_layers(model.num_layers, pp)
-    return tuple(sorted({0, layers.index(max(layers)), pp - 1}))
+    layers = layers_of(model, layout)
+    return tuple(sorted({0, layers.index(max(layers)), layout.pp - 1}))
 
 
 def stage_parameters(model: ModelSpec, layout: Layout, *, stage: int) -> tuple[float, float]:
@@ -190,7 +198,7 @@ def stage_parameters(model: ModelSpec, layout: Layout, *, stage: int) -> tuple[f
     Norms and the router are on every tp rank. The embedding is on the first stage, the output
     matrix on the last; a tied one is on both.
     """
-    layers = stage_layers(model.num_layers, layout.pp)[stage]
+    layers = layers_of(model, layout)[stage]
     split = model.attention_parameters_per_layer
     whole = model.norm_parameters_per_layer
     experts = 0
@@ -221,7 +229,9 @@ def _sharded(
     return (
         states.weights * (sharded if layout.zero >= 3 else whole),
         states.gradients * (sharded if layout.zero >= 2 else whole),
-        states.optimizer * (sharded if layout.zero >= 1 else whole),
+        0.0
+        if layout.offload == "optimizer"
+        else states.optimizer * (sharded if layout.zero >= 1 else whole),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from trimtab.core.cluster import ClusterSpec, GpuSpec, Link, NodeSpec, Precision
 from trimtab.core.errors import InputError
+from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout, Placement
 
 
@@ -18,8 +19,39 @@ def placement(cluster: ClusterSpec, layout: Layout, *, num_layers: int) -> Place
     gpus = [name for name, size in zip(names, sizes, strict=True) for _ in range(size)]
     return Placement(
         rank_nodes=tuple(gpus[: layout.num_ranks]),
-        stage_layers=stage_layers(num_layers, layout.pp),
+        stage_layers=layout.stage_layers or stage_layers(num_layers, layout.pp),
     )
+
+
+def layers_of(model: ModelSpec, layout: Layout) -> tuple[int, ...]:
+    """Layers of each stage: the layout's own, or as even as can be.
+
+    Raises:
+        InputError: The layout's own do not add up to the model's.
+    """
+    if not layout.stage_layers:
+        return stage_layers(model.num_layers, layout.pp)
+    if sum(layout.stage_layers) != model.num_layers:
+        raise InputError(
+            f"layout.stage_layers: expected {model.num_layers} layers in all, as "
+            f"{model.name!r} has, got {sum(layout.stage_layers)}"
+        )
+    return layout.stage_layers
+
+
+def relieved_layers(num_layers: int, pp: int, *, output_layers: float) -> tuple[int, ...]:
+    """Layers of each stage, fewer in the last for its output matrix.
+
+    Args:
+        num_layers: Of the model.
+        pp: Stages.
+        output_layers: How many layers take as long as the output matrix.
+    """
+    if pp == 1:
+        return (num_layers,)
+    share = (num_layers + output_layers) / pp
+    last = min(num_layers - pp + 1, max(1, round(share - output_layers)))
+    return (*stage_layers(num_layers - last, pp - 1), last)
 
 
 def stage_layers(num_layers: int, pp: int) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ from trimtab.core.plan import (
     Forecast,
     ForecastLayout,
     Layout,
-    Recompute,
     StageMemory,
     StepPlan,
     TimePart,
@@ -24,8 +23,6 @@ from trimtab.planners.placement import Machine
 from trimtab.planners.sequences import plan_step
 from trimtab.planners.shapes import Job
 
-_RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
-
 
 def data_layouts(job: Job) -> list[Layout]:
     """All ranks as dp, or as the pins say, from the least recompute and ZeRO stage on.
@@ -34,12 +31,12 @@ def data_layouts(job: Job) -> list[Layout]:
         InputError: The pinned dp and cp do not make up the ranks.
     """
     dp, cp = _data_degrees(job.used.num_ranks, pinned=job.pinned)
-    fields: dict[str, Any] = {**job.pinned, "dp": dp, "cp": cp}
+    fields: dict[str, Any] = {**job.pinned, **job.settings, "dp": dp, "cp": cp}
     first = Layout(**fields)
     stages = [first.zero] if "zero" in job.pinned else [1, 2, 3]
     return [
         dataclasses.replace(first, recompute=recompute, zero=zero)
-        for recompute in _RECOMPUTES
+        for recompute in job.recomputes
         for zero in stages
     ]
 
@@ -68,6 +65,11 @@ def profiled_layout(
                 f"layout.{name}: the profile {profile.name!r} describes ranks of {name} 1, got "
                 f"{degree}; leave the profile out to have it computed"
             )
+    if layouts[0].offload != "none":
+        raise InputError(
+            f"layout.offload: the profile {profile.name!r} was measured without; leave the "
+            "profile out to have it computed"
+        )
     step = plan_step(
         batch.lengths,
         profile=profile,

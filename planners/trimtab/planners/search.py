@@ -11,7 +11,6 @@ from trimtab.core.plan import (
     Forecast,
     ForecastLayout,
     Layout,
-    Recompute,
     RejectedLayout,
     StageMemory,
     TimePart,
@@ -22,14 +21,26 @@ from trimtab.planners.costs import (
     StepWork,
     group_degrees,
     memory_token_cap,
+    pipeline_work,
     price,
     work_counts,
 )
 from trimtab.planners.memory import stage_memories, worst_stages
-from trimtab.planners.shapes import Job, chunk_counts, interleaves, micro_batches, shapes
+from trimtab.planners.placement import layers_of
+from trimtab.planners.shapes import (
+    RECOMPUTES_TRIED,
+    Job,
+    chunk_counts,
+    interleaves,
+    micro_batches,
+    shapes,
+    stage_splits,
+)
+from trimtab.planners.timeline import timeline
 
-_RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
-"""What is tried; fused attention keeps no scores that selective recompute could spare."""
+_SHARDINGS = (1, 2, 3)
+"""ZeRO stages tried. ZeRO-0 moves as much as ZeRO-1 and holds more."""
+_SIMULATED_PER_STAGE = 3
 _MOST_RANKS = 2**20
 """How far to look for the number of GPUs that would be enough."""
 
@@ -92,7 +103,14 @@ def costed_or_raise(job: Job, layout: Layout) -> ForecastLayout:
 
 
 def costed(job: Job, layout: Layout, *, all_stages: bool = False) -> ForecastLayout | Miss:
-    """The forecast of a layout, or why it cannot run."""
+    """The forecast of a layout, or why it cannot run.
+
+    Args:
+        job: What the layout is for.
+        layout: The layout.
+        all_stages: Whether to report the memory of every stage, and to follow the pipeline
+            operation by operation; else its bubble is the closed form's.
+    """
     work = _uniform_work(job, layout) if job.batch.is_uniform else _varied_work(job, layout)
     if isinstance(work, Miss):
         return work
@@ -104,13 +122,15 @@ def costed(job: Job, layout: Layout, *, all_stages: bool = False) -> ForecastLay
         squares=work.squares / work.num_micro_batches if job.batch.is_uniform else 0.0,
         num_micro_batches=work.num_micro_batches,
         capacity_bytes=job.used.gpu.memory_bytes,
-        stages=None if all_stages else worst_stages(job.model, layout.pp),
+        stages=None if all_stages else worst_stages(job.model, layout),
         rates=job.stack.memory,
     )
     worst = max(memory, key=lambda stage: stage.total_bytes)
     if worst.verdict == "oom":
         return _memory_miss(layout, worst)
     parts = _parts(job, layout, work=work)
+    if all_stages and layout.pp > 1:
+        parts = _with_exact_bubble(job, layout, work=work, parts=parts)
     step_s = sum(part.seconds for part in parts)
     bubble_s = sum(part.seconds for part in parts if part.name == "pipeline bubble")
     low_s, high_s = job.stack.interval(step_s)
@@ -168,6 +188,22 @@ def _parts(job: Job, layout: Layout, *, work: StepWork) -> tuple[TimePart, ...]:
     alone_s = sum(part.seconds for part in _priced(job, layout, work=longest))
     waiting_s = max(0.0, alone_s - sum(part.seconds for part in parts))
     return (*parts, TimePart(name="waiting for the longest sequence", seconds=waiting_s))
+
+
+def _with_exact_bubble(
+    job: Job, layout: Layout, *, work: StepWork, parts: tuple[TimePart, ...]
+) -> tuple[TimePart, ...]:
+    """The bubble by the pipeline's timeline; a few micro-batches a stage show all of it."""
+    counts = work_counts(job.model, layout, job.used, precision=job.precision, work=work)
+    pipeline = pipeline_work(counts, job.stack.rates, layers_of(job.model, layout))
+    simulated = min(work.num_micro_batches, _SIMULATED_PER_STAGE * layout.pp)
+    busy_s = max(pipeline.stage_s)
+    found = timeline(layout.schedule, pipeline, num_micro_batches=simulated, vpp=layout.vpp)
+    bubble_s = max(0.0, found.step_s - simulated * busy_s)
+    return tuple(
+        dataclasses.replace(part, seconds=bubble_s) if part.name == "pipeline bubble" else part
+        for part in parts
+    )
 
 
 def _priced(job: Job, layout: Layout, *, work: StepWork) -> tuple[TimePart, ...]:
@@ -232,30 +268,50 @@ def _varied_work(job: Job, layout: Layout) -> StepWork | Miss:
 
 
 def _best_of_shape(job: Job, shape: Layout) -> tuple[list[ForecastLayout], Miss | None]:
-    """The layouts of these degrees that fit, over vpp, micro-batch and recompute."""
+    """The layouts of these degrees that fit, over all that is not a degree.
+
+    Of one sharding, what recomputes more is slower: it is tried only where less does not fit.
+    Sharding more is slower as well, but can be faster than recomputing.
+    """
     found: list[ForecastLayout] = []
     nearest: Miss | None = None
-    for vpp, micro_batch in itertools.product(chunk_counts(job, shape), micro_batches(job)):
-        for recompute in _RECOMPUTES:
-            layout = dataclasses.replace(
-                shape, vpp=vpp, micro_batch_seqs=micro_batch, recompute=recompute
-            )
-            if not interleaves(job, layout):
-                break
-            candidate = costed(job, layout)
-            if isinstance(candidate, ForecastLayout):
-                found.append(candidate)
-                break
-            if nearest is None or candidate.short_bytes < nearest.short_bytes:
-                nearest = candidate
+    for layers in stage_splits(job, shape):
+        for vpp, micro_batch, zero in itertools.product(
+            chunk_counts(job, shape), micro_batches(job), _shardings(job, shape)
+        ):
+            if layers and vpp > 1:
+                continue
+            for recompute in job.recomputes:
+                layout = dataclasses.replace(
+                    shape, vpp=vpp, micro_batch_seqs=micro_batch, zero=zero,
+                    recompute=recompute, stage_layers=layers,
+                )  # fmt: skip
+                if not interleaves(job, layout):
+                    break
+                candidate = costed(job, layout)
+                if isinstance(candidate, ForecastLayout):
+                    found.append(candidate)
+                    break
+                if nearest is None or candidate.short_bytes < nearest.short_bytes:
+                    nearest = candidate
     return found, nearest
+
+
+def _shardings(job: Job, shape: Layout) -> tuple[int, ...]:
+    """ZeRO-2 and 3 exchange for every micro-batch, and no engine runs them in a pipeline.
+
+    Source: DeepSpeed 0.18, runtime/pipe/engine.py, which refuses them.
+    """
+    if "zero" in job.pinned or shape.group_ranks == 1 or shape.pp > 1:
+        return (shape.zero,)
+    return _SHARDINGS
 
 
 def _states_only(job: Job, layout: Layout) -> tuple[StageMemory, ...]:
     return stage_memories(
         job.model, layout, precision=job.precision, tokens=0.0, squares=0.0,
         num_micro_batches=1, capacity_bytes=job.used.gpu.memory_bytes,
-        stages=worst_stages(job.model, layout.pp), rates=job.stack.memory,
+        stages=worst_stages(job.model, layout), rates=job.stack.memory,
     )  # fmt: skip
 
 
@@ -308,16 +364,17 @@ def _no_layout(job: Job, misses: list[Miss]) -> InputError | InfeasibleError:
 
 
 def _memory_advice(job: Job, layout: Layout) -> str:
-    for recompute in _RECOMPUTES:
+    for recompute in RECOMPUTES_TRIED:
         saving = dataclasses.replace(layout, recompute=recompute)
         if isinstance(costed(job, saving), ForecastLayout):
             return f"it fits with layout.recompute {recompute}"
     enough = _enough_ranks(job)
-    if enough is None:
-        return "use larger GPUs"
     if enough == job.used.num_ranks:
         return "another layout fits on these GPUs: leave it to the planner"
-    return f"use at least {enough} GPUs"
+    spared = dataclasses.replace(layout, recompute="full", offload="optimizer")
+    if isinstance(costed(job, spared), ForecastLayout):
+        return "it fits with layout.recompute full and layout.offload optimizer"
+    return "use larger GPUs" if enough is None else f"use at least {enough} GPUs"
 
 
 def _enough_ranks(job: Job) -> int | None:

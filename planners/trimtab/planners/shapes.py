@@ -4,15 +4,19 @@ import bisect
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 from trimtab.core.batch import BatchProfile
 from trimtab.core.cluster import Precision
 from trimtab.core.errors import InputError
 from trimtab.core.model import ModelSpec
-from trimtab.core.plan import Layout
+from trimtab.core.plan import Layout, Recompute
 from trimtab.core.rates import StackRates
-from trimtab.planners.placement import Machine
+from trimtab.planners.placement import Machine, layers_of, relieved_layers, stage_layers
+from trimtab.planners.timeline import check_schedule
 
+RECOMPUTES_TRIED: tuple[Recompute, ...] = ("none", "full")
+"""Fused attention keeps no scores that selective recompute could spare."""
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
 _SHORTEST_SHARD = 1024
 """cp is not tried where it leaves fewer tokens of a sequence on a rank."""
@@ -48,13 +52,24 @@ class Job:
     precision: Precision
     token_cap: int | None
     pinned: Mapping[str, int]
+    settings: Mapping[str, str]
+    """Pinned too: recompute, schedule, offload."""
     stack: StackRates
+
+    @property
+    def recomputes(self) -> tuple[Recompute, ...]:
+        if "recompute" in self.settings:
+            return (cast(Recompute, self.settings["recompute"]),)
+        return RECOMPUTES_TRIED
 
 
 def shapes(job: Job) -> Iterator[Layout]:
     """Degrees tp, pp, cp, dp, ep that the model, the nodes and the pins allow."""
     model, num_ranks = job.model, job.used.num_ranks
     zero = job.pinned.get("zero", 1)
+    kept: dict[str, Any] = {
+        name: value for name, value in job.settings.items() if name != "recompute"
+    }
     for tp in _options(job, "tp", min(job.used.gpus_per_node, model.num_heads)):
         for pp in _options(job, "pp", min(model.num_layers, num_ranks // tp)):
             for cp in _options(job, "cp", num_ranks // (tp * pp)):
@@ -65,8 +80,9 @@ def shapes(job: Job) -> Iterator[Layout]:
                     if dp * cp % ep:
                         continue
                     yield Layout(
-                        tp=tp, pp=pp, cp=cp, dp=dp, ep=ep, zero=zero, sequence_parallel=tp > 1
-                    )
+                        tp=tp, pp=pp, cp=cp, dp=dp, ep=ep, zero=zero,
+                        sequence_parallel=tp > 1, **kept,
+                    )  # fmt: skip
 
 
 def check_layout(job: Job, layout: Layout) -> None:
@@ -86,6 +102,8 @@ def check_layout(job: Job, layout: Layout) -> None:
             raise InputError(f"layout.{name}: {problem}")
     if layout.group_ranks % layout.ep:
         raise InputError(f"layout.ep: {layout.ep} does not divide dp x cp")
+    layers_of(job.model, layout)
+    check_schedule(layout.schedule, pp=layout.pp, vpp=layout.vpp)
     if not interleaves(job, layout):
         raise InputError(
             f"layout.vpp: {layout.vpp} chunks a stage need pp > 1, pp x vpp dividing the "
@@ -93,12 +111,26 @@ def check_layout(job: Job, layout: Layout) -> None:
         )
 
 
+def stage_splits(job: Job, shape: Layout) -> list[tuple[int, ...]]:
+    """Layers of the stages: as even as can be, and with fewer beside a large output matrix."""
+    if shape.pp == 1 or shape.stage_layers:
+        return [shape.stage_layers]
+    model = job.model
+    per_layer = model.attention_parameters_per_layer + model.active_mlp_parameters_per_layer
+    relieved = relieved_layers(
+        model.num_layers, shape.pp, output_layers=model.vocab * model.hidden / per_layer
+    )
+    if relieved == stage_layers(model.num_layers, shape.pp):
+        return [()]
+    return [(), relieved]
+
+
 def chunk_counts(job: Job, shape: Layout) -> list[int]:
-    """Values of vpp: divisors of a stage's layers; only with pp > 1 and even stages."""
+    """Values of vpp: divisors of a stage's layers; only with 1F1B, pp > 1 and even stages."""
     if "vpp" in job.pinned:
         return [job.pinned["vpp"]]
     layers, uneven = divmod(job.model.num_layers, shape.pp)
-    if shape.pp == 1 or uneven:
+    if shape.pp == 1 or uneven or shape.schedule != "1f1b":
         return [1]
     return [vpp for vpp in (1, 2, 3, 4, 5, 6, 8) if layers % vpp == 0]
 
@@ -111,10 +143,12 @@ def micro_batches(job: Job) -> list[int]:
 
 
 def interleaves(job: Job, layout: Layout) -> bool:
-    """Whether the interleaved schedule runs: even chunks, pp divides the micro-batches.
+    """Whether the schedule runs: interleaved, even chunks, and pp divides the micro-batches.
 
     Source: Narayanan et al. (2021), arXiv:2104.04473, section 2.2.
     """
+    if layout.schedule == "dualpipe" and layout.pp % 2:
+        return False
     if layout.vpp == 1:
         return True
     even_chunks = job.model.num_layers % (layout.pp * layout.vpp) == 0

@@ -54,9 +54,9 @@ def plan(
         list[str] | None,
         typer.Option(
             "--fix",
-            metavar="DEGREE=N",
-            help="Keep a degree, e.g. tp=8; the planner chooses the rest, whatever the job's "
-            "layout. Repeatable.",
+            metavar="FIELD=VALUE",
+            help="Keep a field of the layout, e.g. tp=8 or schedule=zb-h1; the planner chooses "
+            "the rest, whatever the job's layout. Repeatable.",
         ),
     ] = None,
     rates: Annotated[
@@ -91,15 +91,15 @@ def plan(
     show_plan(console(), job, job_plan, batch_note=batch.note, price=price)
 
 
-def _fixed(settings: list[str] | None) -> dict[str, int] | None:
+def _fixed(settings: list[str] | None) -> dict[str, int | str] | None:
     if not settings:
         return None
-    fixed = {}
+    fixed: dict[str, int | str] = {}
     for setting in settings:
-        name, _, degree = setting.partition("=")
-        if not degree.isdecimal():
-            raise InputError(f"--fix: expected DEGREE=N, e.g. tp=8, got {setting!r}")
-        fixed[name] = int(degree)
+        name, _, value = setting.partition("=")
+        if not name or not value:
+            raise InputError(f"--fix: expected FIELD=VALUE, e.g. tp=8, got {setting!r}")
+        fixed[name] = int(value) if value.isdecimal() else value
     return fixed
 
 
@@ -124,8 +124,9 @@ def show_plan(
     )
     out.print(f"batch: {batch_note}", style="dim", markup=False)
     layout = job_plan.layout
+    zero = "" if layout.zero > 1 else f"zero {layout.zero}, "
     out.print(
-        f"\n[bold]layout {layout}[/bold]  zero {layout.zero}, recompute {layout.recompute}, "
+        f"\n[bold]layout {layout}[/bold]  {zero}recompute {layout.recompute}, "
         f"{counted(layout.micro_batch_seqs, 'sequence')} a micro-batch"
         + (", sequence parallel" if layout.sequence_parallel else "")
     )
