@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -23,7 +23,7 @@ def planned(
     num_ranks: int,
     lengths: tuple[int, ...] = (2048,) * 128,
     token_cap: int | None = None,
-    fixed: Layout | dict[str, int] | None = None,
+    fixed: Layout | Mapping[str, int | str] | None = None,
 ) -> JobPlan:
     return plan_job(
         model,
@@ -116,7 +116,13 @@ def test_a_large_output_matrix_relieves_the_last_stage(
 
 
 def test_weight_gradients_fill_the_bubble(gpt_7b: ModelSpec, a100s: ClusterMaker) -> None:
-    degrees = {"pp": 4, "tp": 2, "micro_batch_seqs": 1, "vpp": 1, "recompute": "full"}
+    degrees: dict[str, int | str] = {
+        "pp": 4,
+        "tp": 2,
+        "micro_batch_seqs": 1,
+        "vpp": 1,
+        "recompute": "full",
+    }
     plans = {
         schedule: planned(gpt_7b, a100s(), num_ranks=8, fixed={**degrees, "schedule": schedule})
         for schedule in ("1f1b", "zb-h1", "zb-h2", "dualpipe")

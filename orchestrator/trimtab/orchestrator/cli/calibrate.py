@@ -14,6 +14,7 @@ from trimtab.orchestrator.cli.output import DryRunOption, JsonOption, console, p
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from trimtab.core.device_speed import DeviceSpeed
     from trimtab.core.job import JobSpec
     from trimtab.orchestrator.calibrate import Calibration
 
@@ -35,13 +36,20 @@ def calibrate(
     from_run: Annotated[
         str | None, typer.Option(help="Fit a run that has trained already; starts nothing.")
     ] = None,
+    device: Annotated[
+        bool,
+        typer.Option(
+            "--device", help="Time the operations of a step on this machine's device."
+        ),
+    ] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> int:
     """Measure step coefficients by a short run of a job, and write them as a profile.
 
     To a table of measured steps (see `trimtab validate`) it fits what devices and software
-    reach of the datasheet, for `trimtab plan --rates`; nothing is run.
+    reach of the datasheet, for `trimtab plan --rates`; nothing is run. With --device a
+    micro-benchmark of the GPU (or CPU) at hand gives such rates in seconds.
 
     With --dry-run the request of that run is printed, as by `submit`, and nothing is changed.
     """
@@ -52,9 +60,12 @@ def calibrate(
     from trimtab.orchestrator.submission import prepare_job
     from trimtab.planners.calibration import profile_document
 
-    if (job is None) == (from_run is None):
-        raise InputError("expected a job file or --from-run RUN, one of the two")
+    if [job is not None, from_run is not None, device].count(True) != 1:
+        raise InputError("expected a job file, --from-run RUN or --device, one of them")
     _check_writable(out)
+    if device:
+        measure_device_rates(out, json=json)
+        return 0
     if job is not None and job.suffix == ".csv":
         fit_table(job, out=out, json=json)
         return 0
@@ -106,6 +117,41 @@ def fit_table(table: Path, *, out: Path, json: bool) -> None:
         print_json(serde.to_document(book))
 
 
+def measure_device_rates(out: Path, *, json: bool) -> None:
+    """Time the device at hand, and write its rates.
+
+    Raises:
+        InputError: PyTorch is not installed.
+    """
+    from trimtab.core import serde
+    from trimtab.orchestrator.device_rates import device_rates, fragment
+    from trimtab.orchestrator.rate_books import shipped_book
+
+    try:
+        from trimtab.launch.runtime.device_speed import measure_device
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--device: expected PyTorch to measure with, but {error.name} is not installed; "
+            "pip install 'trimtab[train]'"
+        ) from error
+    screen = console(stderr=json, markup=False)
+    with console(stderr=True).status("measuring") as status:
+        speed = measure_device(tell=status.update)
+    found = device_rates(speed, known=shipped_book())
+    out.write_text(serde.to_json(found.book, indent=1) + "\n", encoding="utf-8")
+    _show_speed(speed, screen)
+    screen.print(found.book.evidence, soft_wrap=True)
+    if not found.is_datasheet:
+        screen.print(
+            f"no datasheet of {speed.name!r} is known here, so the best that was measured is "
+            "its peak; say so in the cluster file:\n" + fragment(found.gpu),
+            soft_wrap=True,
+        )
+    screen.print(f"written to {out}; use it with: trimtab plan --rates {out}", soft_wrap=True)
+    if json:
+        print_json(serde.to_document(found.book))
+
+
 def measure(job: "JobSpec", *, root: Path, screen: "Console") -> "Calibration":
     """Run the probing job of `job`, shown on `screen`, and fit it.
 
@@ -150,4 +196,24 @@ def _show(result: "Calibration", screen: "Console") -> None:
     for entry in profile.bandwidths:
         table.add_row(f"all-to-all over {entry.degree}", f"{entry.bytes_per_s / GB:.3g} GB/s")
     table.add_row("median error of a group", f"{result.median_error_fraction:.1%}")
+    screen.print(table)
+
+
+def _show_speed(speed: "DeviceSpeed", screen: "Console") -> None:
+    from rich.table import Table
+
+    from trimtab.core.units import GB, duration_text
+
+    table = Table(title=f"{speed.name} x {speed.num_devices}", title_justify="left")
+    for heading in ("operation", "precision", "of"):
+        table.add_column(heading)
+    table.add_column("time", justify="right")
+    table.add_column("rate", justify="right")
+    for each in speed.timed:
+        rate = f"{each.rate / GB:.3g} GB/s"
+        if each.kind in ("product", "attention"):
+            rate = f"{each.rate / 1e12:.3g} TFLOP/s"
+        if each.kind == "layer":
+            rate = ""
+        table.add_row(each.kind, each.precision, each.what, duration_text(each.seconds), rate)
     screen.print(table)
