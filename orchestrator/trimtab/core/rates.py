@@ -184,7 +184,7 @@ class RateBook:
             family = _KIN.get(family, family)
 
         def closeness(entry: StackRates) -> tuple[bool, bool, bool]:
-            return entry.source != "", entry.family != "", entry.engine != ""
+            return entry.source != "", entry.engine != "", entry.family != ""
 
         fitting = [
             entry
