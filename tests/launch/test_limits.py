@@ -71,3 +71,9 @@ def test_a_mixture_of_experts_is_refused_before_any_rank_starts() -> None:
     moe = replace(job(), model=replace(job().model, moe=experts))
     with pytest.raises(InputError, match=r"model.moe: .*dense models only"):
         check_runnable(moe, layout=Layout(dp=2))
+
+
+def test_a_model_to_plan_with_is_refused_with_what_is_not_computed() -> None:
+    latent = replace(job(), model=replace(job().model, planned_only="it has latent attention"))
+    with pytest.raises(InputError, match=r"model: .*cannot train it, because it has latent"):
+        check_runnable(latent, layout=Layout(dp=2))

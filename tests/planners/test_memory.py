@@ -97,6 +97,22 @@ def test_the_worst_stage_is_among_those_named(gpt: GptMaker) -> None:
             assert max(stage.total_bytes for stage in few) == worst.total_bytes
 
 
+@pytest.mark.parametrize("num_dense", [0, 1, 3, 5, 8])
+@pytest.mark.parametrize("pp", [2, 4, 8])
+def test_layers_without_experts_need_less_and_the_worst_stage_is_still_named(
+    gpt: GptMaker, num_dense: int, pp: int
+) -> None:
+    moe = MoeSpec(
+        num_experts=16, experts_per_token=2, expert_ffn_hidden=512, num_dense_layers=num_dense
+    )
+    for num_layers in (16, 17, 19, 22):
+        model = replace(gpt(num_layers=num_layers, hidden=512, num_heads=8), moe=moe)
+        layout = Layout(pp=pp)
+        worst = max(memories(model, layout), key=lambda stage: stage.total_bytes)
+        few = memories(model, layout, stages=worst_stages(model, layout))
+        assert max(stage.total_bytes for stage in few) == worst.total_bytes
+
+
 def test_fp32_activations_take_twice_the_elements_but_the_same_masks(gpt3: ModelSpec) -> None:
     two, four = (
         layer_activation_bytes(

@@ -29,6 +29,11 @@ def check_runnable(job: JobSpec, *, layout: Layout) -> None:
             f"training.precision: this version's worker computes in "
             f"{' or '.join(_PRECISIONS)}, got {job.training.precision!r}"
         )
+    if job.model.planned_only:
+        raise InputError(
+            f"model: this version's worker cannot train it, because {job.model.planned_only}; "
+            "`trimtab plan` forecasts it"
+        )
     if job.model.moe is not None:
         raise InputError(
             "model.moe: this version's worker trains dense models only; `trimtab plan` "

@@ -1,6 +1,6 @@
 """What a Hugging Face `config.json` may ask for that no `ModelSpec` can say."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from trimtab.core.errors import InputError
@@ -21,19 +21,33 @@ def check_features(config: Mapping[str, Any], *, max_seq_tokens: int, source: st
     Raises:
         InputError: A feature is not supported.
     """
-    for field, expected, given, fine in (
-        *_rope(config, "rope_scaling"),
-        *_rope(config, "rope_parameters"),
-        _one_of(config, "hidden_act", ("silu", "swish")),
-        _one_of(config, "partial_rotary_factor", (1.0,)),
-        _window(config, max_seq_tokens=max_seq_tokens),
-        _quantization(config),
+    for problem in (
+        *_cheap_problems(config),
+        *_problems([_window(config, max_seq_tokens=max_seq_tokens), _quantization(config)]),
     ):
+        raise InputError(f"{source}{problem}; Trimtab's model does not compute that")
+
+
+def costless_differences(config: Mapping[str, Any]) -> list[str]:
+    """What else than Trimtab's model one would compute, at the same cost: to plan with."""
+    return list(_cheap_problems(config))
+
+
+def _cheap_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    return _problems(
+        [
+            *_rope(config, "rope_scaling"),
+            *_rope(config, "rope_parameters"),
+            _one_of(config, "hidden_act", ("silu", "swish")),
+            _one_of(config, "partial_rotary_factor", (1.0,)),
+        ]
+    )
+
+
+def _problems(features: "Iterable[_Feature]") -> Iterator[str]:
+    for field, expected, given, fine in features:
         if not fine:
-            raise InputError(
-                f"{source}{field}: expected {expected}, got {given!r}; Trimtab's model does "
-                "not compute that"
-            )
+            yield f"{field}: expected {expected}, got {given!r}"
 
 
 _Feature = tuple[str, str, Any, bool]

@@ -55,7 +55,7 @@ def row_counts(row: MeasuredRow) -> StepCounts:
         peak_flop_per_s=known_peak(row.used, precision=row.precision),
         num_micro_batches=row.num_micro_batches,
         tokens=tokens,
-        squares=tokens * row.seq_tokens,
+        squares=tokens / row.seq_tokens * row.model.attended_squares(row.seq_tokens),
     )
     if row.task != "lora":
         return counts

@@ -283,7 +283,7 @@ def alltoall_bytes_per_token(
 
     Source: Jacobs et al. (2023), DeepSpeed-Ulysses, arXiv:2309.14509.
     """
-    elements = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim / layout.tp
+    elements = model.attention_elements / layout.tp
     passes = 3 if layout.recompute == "full" else 2
     element_bytes = 4 if precision in ("fp32", "tf32") else 2
     return passes * -(-model.num_layers // layout.pp) * element_bytes * elements

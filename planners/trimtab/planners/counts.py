@@ -148,15 +148,17 @@ def step_counts(
     states = state_bytes(precision)
     num_bytes = 4 if states.weights == 4 else 2
     memory = used.gpu.memory_bytes_per_s
-    tp, experts = layout.tp, 1 if model.moe is None else model.moe.experts_per_token
-    inner = model.ffn_hidden if model.moe is None else experts * model.moe.expert_ffn_hidden
+    tp, inner = layout.tp, model.ffn_hidden
+    if model.moe is not None:
+        inner = model.moe.experts_per_token * model.moe.expert_ffn_hidden
+        inner += model.moe.shared_ffn_hidden
     mlp_matrices = 3 if model.gated_mlp else 2
     heads = model.num_heads * model.head_dim
     key_values = model.num_kv_heads * model.head_dim
     attention_parameters = model.attention_parameters_per_layer
     active = attention_parameters + model.active_mlp_parameters_per_layer
     resident = attention_parameters + (
-        model.mlp_parameters_per_layer if model.moe is None else 0
+        model.unsplit_expert_parameters if model.moe else model.dense_mlp_parameters
     )
     is_full, is_fused = layout.recompute == "full", layout.fused_attention
     score_bytes = 0 if is_fused else _SCORE_PASSES * num_bytes
@@ -221,7 +223,7 @@ def _attention_flops(model: ModelSpec, tokens: float, squares: float, is_fused: 
     Source: Dao (2023), FlashAttention-2, arXiv:2307.08691, figure 4, causal, head_dim 128: 97,
     133, 157, 171, 177 and 179 TFLOP/s at 512 to 16,384 tokens are 182 s / (s + 430) within 3 %.
     """
-    per_pair = 4 * model.num_heads * model.head_dim
+    per_pair = model.score_flops
     return per_pair * ((squares + _SHORT_TOKENS * tokens) / 2 if is_fused else squares)
 
 
@@ -285,7 +287,8 @@ def _ring_attention_s(
     if layout.cp == 1:
         return 0.0
     link = used.ring_link(layout.cp, stride=layout.tp)
-    key_values = 2 * model.num_kv_heads * model.head_dim / layout.tp
+    per_head = model.attention_elements / (model.num_heads + model.num_kv_heads)
+    key_values = model.num_kv_heads * per_head / layout.tp
     return (layout.cp - 1) * num_bytes * tokens * key_values / link.bytes_per_s
 
 

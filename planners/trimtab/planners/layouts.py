@@ -76,7 +76,7 @@ def plan_job(
     job = Job(
         model=model,
         used=machine(cluster, num_ranks, precision=precision),
-        batch=BatchSums(batch),
+        batch=BatchSums(batch, model),
         model_flops=model.training_flops(batch.lengths),
         precision=precision,
         token_cap=token_cap,

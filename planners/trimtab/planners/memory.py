@@ -11,6 +11,7 @@ fp32 have their own sums.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def layer_activation_bytes(
     if recompute == "full":
         return element_bytes * tokens * model.hidden / split
     norms_and_inputs = (4 * element_bytes + 2) * model.hidden / split
-    attention = element_bytes * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
+    attention = element_bytes * model.attention_elements
     parallel = (attention + element_bytes * _mlp_elements(model)) / tp
     scores = 0.0
     if recompute == "none" and not fused_attention:
@@ -183,13 +184,26 @@ def _stage_activations(
 
 
 def worst_stages(model: ModelSpec, layout: Layout) -> tuple[int, ...]:
-    """Stages of which one needs most memory: first, last, first of those with most layers.
+    """Stages of which one needs most memory: the earliest of every kind, and the last.
 
-    Every other stage has no more layers than one of these, no more micro-batches in flight, and
-    neither embedding nor output matrix.
+    Stages are of one kind if they have as many layers, and as many of them without experts.
+    Later ones of a kind have no more micro-batches in flight; the first stage has the
+    embedding, the last the output matrix.
     """
+    earliest: dict[tuple[int, int], int] = {}
+    for stage, kind in enumerate(_layer_kinds(model, layout)):
+        earliest.setdefault(kind, stage)
+    return tuple(sorted({*earliest.values(), layout.pp - 1}))
+
+
+def _layer_kinds(model: ModelSpec, layout: Layout) -> list[tuple[int, int]]:
+    """Of every stage: layers, and those among them without experts, which are the first."""
     layers = layers_of(model, layout)
-    return tuple(sorted({0, layers.index(max(layers)), layout.pp - 1}))
+    starts = [0, *itertools.accumulate(layers)]
+    return [
+        (num, min(num, max(0, model.num_dense_layers - start)))
+        for num, start in zip(layers, starts[:-1], strict=True)
+    ]
 
 
 def stage_parameters(model: ModelSpec, layout: Layout, *, stage: int) -> tuple[float, float]:
@@ -198,17 +212,16 @@ def stage_parameters(model: ModelSpec, layout: Layout, *, stage: int) -> tuple[f
     Norms and the router are on every tp rank. The embedding is on the first stage, the output
     matrix on the last; a tied one is on both.
     """
-    layers = layers_of(model, layout)[stage]
-    split = model.attention_parameters_per_layer
-    whole = model.norm_parameters_per_layer
+    layers, without = _layer_kinds(model, layout)[stage]
+    split = layers * model.attention_parameters_per_layer + without * model.dense_mlp_parameters
+    whole = layers * model.norm_parameters_per_layer
     experts = 0
-    if model.moe is None:
-        split += model.mlp_parameters_per_layer
-    else:
+    if model.moe is not None:
         router = model.hidden * model.moe.num_experts
-        whole += router
-        experts = model.mlp_parameters_per_layer - router
-    dense = layers * (split / layout.tp + whole)
+        whole += (layers - without) * router
+        split += (layers - without) * (model.unsplit_expert_parameters - router)
+        experts = model.mlp_parameters_per_layer - model.unsplit_expert_parameters
+    dense = split / layout.tp + whole
     if stage == 0:
         dense += model.embedding_parameters / layout.tp
     if stage == layout.pp - 1:
@@ -216,7 +229,7 @@ def stage_parameters(model: ModelSpec, layout: Layout, *, stage: int) -> tuple[f
         if model.tied_embeddings and layout.pp > 1:
             output += model.vocab * model.hidden
         dense += output / layout.tp
-    return dense, layers * experts / (layout.tp * layout.ep)
+    return dense, (layers - without) * experts / (layout.tp * layout.ep)
 
 
 def _sharded(
@@ -236,12 +249,17 @@ def _sharded(
 
 
 def _mlp_elements(model: ModelSpec) -> int:
-    """Elements kept of the MLP per token: inputs of the activation and of the last matrix."""
+    """Elements kept of the MLP per token: inputs of the activation and of the last matrix.
+
+    Of the larger kind of layer, where some have experts and some do not.
+    """
     kept = 3 if model.gated_mlp else 2
     if model.moe is None:
         return kept * model.ffn_hidden
     dispatched = model.hidden + kept * model.moe.expert_ffn_hidden
-    return model.moe.experts_per_token * dispatched
+    routed = model.moe.experts_per_token * dispatched
+    dense = kept * model.ffn_hidden if model.moe.num_dense_layers else 0
+    return max(dense, routed + kept * model.moe.shared_ffn_hidden)
 
 
 def _output_bytes(model: ModelSpec, layout: Layout, *, tokens: float) -> float:

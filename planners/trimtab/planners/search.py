@@ -182,7 +182,7 @@ def _parts(job: Job, layout: Layout, *, work: StepWork) -> tuple[TimePart, ...]:
     degree = max(group_degrees(job.model, layout))
     longest = StepWork(
         num_micro_batches=1,
-        squares=job.batch.longest**2 / degree,
+        squares=job.batch.longest_squares / degree,
         degree_tokens=((degree, job.batch.longest / degree),),
     )
     alone_s = sum(part.seconds for part in _priced(job, layout, work=longest))

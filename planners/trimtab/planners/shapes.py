@@ -25,13 +25,14 @@ _SHORTEST_SHARD = 1024
 class BatchSums:
     """A batch, summed up once for all layouts."""
 
-    def __init__(self, batch: BatchProfile) -> None:
+    def __init__(self, batch: BatchProfile, model: ModelSpec) -> None:
         self.lengths = sorted(batch.lengths)
         self.tokens_up_to = [0, *itertools.accumulate(self.lengths)]
         self.num_sequences = batch.num_sequences
         self.num_tokens = batch.num_tokens
-        self.squares = float(sum(length * length for length in batch.lengths))
+        self.squares = float(sum(map(model.attended_squares, batch.lengths)))
         self.longest = batch.longest
+        self.longest_squares = float(model.attended_squares(batch.longest))
         self.is_uniform = self.lengths[0] == self.longest
 
     def tokens_between(self, above: int, up_to: int) -> int:
