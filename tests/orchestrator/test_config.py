@@ -394,9 +394,9 @@ def test_a_wrong_config_json_is_named(job_file: Path, tmp_path: Path) -> None:
     for content, message in (
         (
             "{}",
-            "model_type: missing; expected a Hugging Face config.json of one of gpt2, llama",
+            "model_type: missing; expected a Hugging Face config.json of one of deepseek_v2, ",
         ),
-        ('{"architectures": ["X"]}', "model_type: missing; expected one of gpt2, llama"),
+        ('{"architectures": ["X"]}', "model_type: missing; expected one of deepseek_v2, "),
         ('{"model_type": "llama"}', "max_position_embeddings: missing"),
     ):
         config.write_text(content)

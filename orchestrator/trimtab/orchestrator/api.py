@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.core.batch import BatchProfile
-from trimtab.core.cluster import ClusterSpec
 from trimtab.core.errors import InputError
 from trimtab.core.job import (
     DataSpec,
@@ -27,7 +26,7 @@ from trimtab.core.job import (
 )
 from trimtab.core.plan import JobPlan, Layout, StepPlan
 from trimtab.core.profile import StepProfile
-from trimtab.core.rates import RateBook, StackRates
+from trimtab.core.rates import RateBook
 from trimtab.core.units import counted
 from trimtab.orchestrator.config import (
     load_cluster,
@@ -37,7 +36,7 @@ from trimtab.orchestrator.config import (
 )
 from trimtab.orchestrator.file_text import read_text
 from trimtab.orchestrator.rate_books import load_book as load_rates
-from trimtab.orchestrator.rate_books import shipped_book
+from trimtab.orchestrator.rate_books import stack_of
 from trimtab.orchestrator.step_planning import step_planner
 from trimtab.planners import layouts, sequences
 
@@ -56,7 +55,6 @@ __all__ = [
     "planning_batch",
     "prepare",
     "resume",
-    "stack_of",
     "submit",
 ]
 
@@ -105,15 +103,6 @@ def plan(
         fixed=job.layout if fixed is None else fixed,
         stack=stack_of(job.cluster, rates=rates),
     )
-
-
-def stack_of(cluster: ClusterSpec, *, rates: RateBook | None = None) -> StackRates:
-    """The rates of the cluster's slowest device under the engine that Trimtab drives."""
-    slowest = min(
-        (node.gpu for node in cluster.nodes),
-        key=lambda gpu: max((peak.flop_per_s for peak in gpu.peaks), default=0.0),
-    )
-    return (rates or shipped_book()).find(slowest.name, engine="megatron-core")
 
 
 def plan_run(job: JobSpec, layout: Layout, *, lengths: Sequence[int] | None = None) -> JobPlan:

@@ -5,8 +5,9 @@ from importlib import resources
 from pathlib import Path
 
 from trimtab.core import serde
+from trimtab.core.cluster import ClusterSpec
 from trimtab.core.errors import placed
-from trimtab.core.rates import RateBook
+from trimtab.core.rates import RateBook, StackRates
 from trimtab.orchestrator.file_text import read_text
 
 
@@ -26,3 +27,12 @@ def load_book(path: Path) -> RateBook:
     text = read_text(path)
     with placed(str(path)):
         return serde.from_json(RateBook, text)
+
+
+def stack_of(cluster: ClusterSpec, *, rates: RateBook | None = None) -> StackRates:
+    """The rates of the cluster's slowest device under the engine that Trimtab drives."""
+    slowest = min(
+        (node.gpu for node in cluster.nodes),
+        key=lambda gpu: max((peak.flop_per_s for peak in gpu.peaks), default=0.0),
+    )
+    return (rates or shipped_book()).find(slowest.name, engine="megatron-core")

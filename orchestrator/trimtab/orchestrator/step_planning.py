@@ -8,6 +8,7 @@ from trimtab.core.errors import InputError
 from trimtab.core.job import Grouping, JobSpec
 from trimtab.core.plan import Layout, StepPlan, Wave
 from trimtab.core.profile import StepProfile
+from trimtab.orchestrator.rate_books import stack_of
 from trimtab.planners.costs import analytic_profile
 from trimtab.planners.sequences import plan_step, uniform_step
 
@@ -96,7 +97,11 @@ def step_planner(job: JobSpec, layout: Layout) -> StepPlanner:
             degree is not available.
     """
     profile = job.profile or analytic_profile(
-        job.model, job.cluster, layout, precision=job.training.precision
+        job.model,
+        job.cluster,
+        layout,
+        precision=job.training.precision,
+        rates=stack_of(job.cluster).rates,
     )
     if job.step_planning.token_cap is not None:
         profile = replace(profile, token_cap=job.step_planning.token_cap)
