@@ -1,7 +1,7 @@
 """Rates fitted to a table of measured steps: general, then of device, engine and source.
 
 Each level is fitted with the one above as its prior, so that few rows change little. Intervals
-come from rows that a fit had not seen: rows of the same fold are always left out together.
+come from rows that a fit had not seen: those of the same fold, or of the same source, together.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +43,18 @@ _GRADIENT_BYTES = {"megatron-deepspeed": 2}
 Case = tuple[MeasuredRow, StepCounts]
 Key = tuple[str, str, str]
 """Family, engine, source; empty: any."""
+
+
+class Unseen(NamedTuple):
+    """How far a forecast was off whose row had not been fitted."""
+
+    source: str
+    log_error: float
+    """ln(measured / forecast)."""
+
+
+Errors = dict[Key, dict[str, Unseen]]
+"""By level and row."""
 Tell = Callable[[str], None]
 
 
@@ -97,42 +110,79 @@ def fit_book(cases: Sequence[Case], *, evidence: str, tell: Tell) -> RateBook:
     return dataclasses.replace(book, evidence=evidence)
 
 
-def cross_log_errors(cases: Sequence[Case], *, tell: Tell) -> dict[Key, dict[str, float]]:
-    """ln(measured / forecast) of every row by a fit that has not seen its fold, by level."""
-    errors: dict[Key, dict[str, float]] = {}
+def cross_log_errors(cases: Sequence[Case], *, tell: Tell) -> Errors:
+    """How far fits were off that had not seen a row, by level.
+
+    A source's own level is used for that source: its rows are forecast without their fold. All
+    other levels are used for whoever has not been measured: without the row's whole source.
+    """
+    errors: Errors = {}
     for fold in range(NUM_FOLDS):
         tell(f"fitting without fold {fold + 1} of {NUM_FOLDS}")
-        inside = [case for case in cases if fold_of(case[0]) != fold]
         outside = [case for case in cases if fold_of(case[0]) == fold]
-        if not outside or not inside:
-            continue
-        book = fit_levels(inside)
-        for key, members in _levels(outside).items():
-            entry = _entry(book, key)
-            for (row, _), error in zip(members, _errors(members, entry.rates), strict=True):
-                errors.setdefault(key, {})[row.row_id] = float(error)
+        _add_errors(errors, cases, outside, is_wanted=lambda key: bool(key[2]))
+    for source in sorted({row.source for row, _ in cases}):
+        tell(f"fitting without {source}")
+        outside = [case for case in cases if case[0].source == source]
+        _add_errors(errors, cases, outside, is_wanted=lambda key: not key[2])
     return errors
 
 
-def with_intervals(book: RateBook, errors: dict[Key, dict[str, float]]) -> RateBook:
+def _add_errors(
+    errors: Errors,
+    cases: Sequence[Case],
+    outside: Sequence[Case],
+    *,
+    is_wanted: Callable[[Key], bool],
+) -> None:
+    """Of the rows `outside`, by a fit of all others; nothing where there are no others."""
+    left_out = {row.row_id for row, _ in outside}
+    inside = [case for case in cases if case[0].row_id not in left_out]
+    if not outside or not inside:
+        return
+    book = fit_levels(inside)
+    for key, members in _levels(outside).items():
+        if is_wanted(key):
+            logs = _errors(members, _entry(book, key).rates)
+            for (row, _), error in zip(members, logs, strict=True):
+                errors.setdefault(key, {})[row.row_id] = Unseen(row.source, float(error))
+
+
+def with_intervals(book: RateBook, errors: Errors) -> RateBook:
     """The same rates, with the 80 % interval of errors that were not fitted.
 
-    A level with few rows takes the interval of the level above it, one source's network being
-    a guess for another's.
+    A level with few rows, or of one source that is not its own, takes the interval of the level
+    above it, one source's network being a guess for another's.
     """
     entries = []
     for entry in book.entries:
         keys = _from_particular(_key(entry))
-        enough = next((key for key in keys if len(errors.get(key, {})) >= _FEW), ("", "", ""))
-        logs = list(errors.get(enough, {}).values()) or [-0.25, 0.25]
+        enough = next((key for key in keys if _is_enough(key, errors)), ("", "", ""))
+        unseen = list(errors.get(enough, {}).values())
+        low_log, high_log = _quantiles(unseen) if unseen else (-0.25, 0.25)
         entries.append(
             dataclasses.replace(
                 entry,
-                low_log=min(float(np.quantile(logs, 0.1)), -_NARROWEST_LOG),
-                high_log=max(float(np.quantile(logs, 0.9)), _NARROWEST_LOG),
+                low_log=min(low_log, -_NARROWEST_LOG),
+                high_log=max(high_log, _NARROWEST_LOG),
             )
         )
     return dataclasses.replace(book, entries=tuple(entries))
+
+
+def _is_enough(key: Key, errors: Errors) -> bool:
+    unseen = errors.get(key, {})
+    num_sources = len({each.source for each in unseen.values()})
+    return len(unseen) >= _FEW and (bool(key[2]) or num_sources > 1)
+
+
+def _quantiles(unseen: Sequence[Unseen]) -> tuple[float, float]:
+    """A tenth and nine tenths; a source with many rows does not outweigh all others."""
+    sizes = Counter(each.source for each in unseen)
+    ordered = sorted(unseen, key=lambda each: each.log_error)
+    weights = np.cumsum([sizes[each.source] ** -0.5 for each in ordered])
+    at = np.searchsorted(weights, [0.1 * weights[-1], 0.9 * weights[-1]])
+    return ordered[int(at[0])].log_error, ordered[int(at[1])].log_error
 
 
 def fit_levels(cases: Sequence[Case]) -> RateBook:
