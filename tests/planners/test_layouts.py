@@ -136,6 +136,25 @@ def test_weight_gradients_fill_the_bubble(gpt_7b: ModelSpec, a100s: ClusterMaker
     assert weights["dualpipe"] > 1.9 * weights["1f1b"]
 
 
+def test_layouts_with_too_few_micro_batches_for_the_schedule_are_left_out(
+    gpt_7b: ModelSpec, a100s: ClusterMaker
+) -> None:
+    plan = planned(
+        gpt_7b,
+        a100s(),
+        num_ranks=8,
+        lengths=(2048,) * 16,
+        fixed={"schedule": "dualpipe", "pp": 2},
+    )
+    layouts = [plan.layout, *(other.layout for other in plan.alternatives)]
+    assert all(16 // (each.dp * each.micro_batch_seqs) >= 4 for each in layouts)
+    few: dict[str, int | str] = {
+        "schedule": "dualpipe", "pp": 2, "dp": 4, "micro_batch_seqs": 2,
+    }  # fmt: skip
+    with pytest.raises(InputError, match="schedule: dualpipe needs at least 2 pp = 4"):
+        planned(gpt_7b, a100s(), num_ranks=8, lengths=(2048,) * 16, fixed=few)
+
+
 def test_an_offloaded_optimizer_takes_time_instead_of_memory(
     gpt_7b: ModelSpec, a100s: ClusterMaker
 ) -> None:

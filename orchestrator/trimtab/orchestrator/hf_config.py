@@ -74,15 +74,9 @@ def _llama_like(document: Mapping[str, Any], name: str, model_type: str) -> Mode
     reasons = [_ONLY_PLANNED[model_type]] if model_type in _ONLY_PLANNED else []
     if model_type != "gemma":
         reasons += costless_differences(document)
-    window = None
-    if model_type == "mistral":
-        window = document.get("sliding_window")
+    window = _window(document, max_seq_tokens) if model_type == "mistral" else None
     if window is not None:
-        checks.whole_number("sliding_window", window)
-    if window is not None and window < max_seq_tokens:
         reasons.append(f"a token attends to a window of {window} tokens")
-    else:
-        window = None
     _expect(document, "attention_bias", (False,), False)
     _expect(document, "mlp_bias", (False,), False)
     num_heads = _required(document, "num_attention_heads")
@@ -112,6 +106,15 @@ def _llama_like(document: Mapping[str, Any], name: str, model_type: str) -> Mode
     )
 
 
+def _window(document: Mapping[str, Any], max_seq_tokens: int) -> int | None:
+    """None where it holds every sequence."""
+    window: Any = document.get("sliding_window")
+    if window is None:
+        return None
+    checks.whole_number("sliding_window", window)
+    return int(window) if window < max_seq_tokens else None
+
+
 def _plain(document: Mapping[str, Any], model_type: str) -> Mapping[str, Any]:
     """The document without what a model to plan with may ask for, where it is well-formed."""
     planned: dict[str, type] = {
@@ -125,12 +128,8 @@ def _plain(document: Mapping[str, Any], model_type: str) -> Mapping[str, Any]:
     return {
         key: value
         for key, value in document.items()
-        if not isinstance(value, planned.get(key, _Never))
+        if key not in planned or not isinstance(value, planned[key])
     }
-
-
-class _Never:
-    """No value is one."""
 
 
 def _experts(document: Mapping[str, Any], model_type: str) -> MoeSpec | None:
@@ -208,7 +207,7 @@ def _gpt2(document: Mapping[str, Any], name: str, model_type: str) -> ModelSpec:
         document,
         name,
         model_type,
-        fields=("n_layer", "n_embd", "n_head", "n_positions"),
+        fields=_SHORT_NAMES,
         ffn_hidden=document.get("n_inner"),
         positions="learned",
         is_tied=True,
@@ -222,7 +221,7 @@ def _gptj(document: Mapping[str, Any], name: str, model_type: str) -> ModelSpec:
         document,
         name,
         model_type,
-        fields=("n_layer", "n_embd", "n_head", "n_positions"),
+        fields=_SHORT_NAMES,
         ffn_hidden=document.get("n_inner"),
         positions="rope",
         is_tied=False,
@@ -259,6 +258,7 @@ def _opt(document: Mapping[str, Any], name: str, model_type: str) -> ModelSpec:
     )
 
 
+_SHORT_NAMES = ("n_layer", "n_embd", "n_head", "n_positions")
 _LONG_NAMES = (
     "num_hidden_layers",
     "hidden_size",

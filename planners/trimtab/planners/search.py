@@ -36,7 +36,7 @@ from trimtab.planners.shapes import (
     shapes,
     stage_splits,
 )
-from trimtab.planners.timeline import timeline
+from trimtab.planners.timeline import check_schedule, timeline
 
 _SHARDINGS = (1, 2, 3)
 """ZeRO stages tried. ZeRO-0 moves as much as ZeRO-1 and holds more."""
@@ -114,6 +114,16 @@ def costed(job: Job, layout: Layout, *, all_stages: bool = False) -> ForecastLay
     work = _uniform_work(job, layout) if job.batch.is_uniform else _varied_work(job, layout)
     if isinstance(work, Miss):
         return work
+    try:
+        check_schedule(
+            layout.schedule,
+            pp=layout.pp,
+            vpp=layout.vpp,
+            num_micro_batches=work.num_micro_batches,
+        )
+    except InputError as error:
+        reason = str(error).removeprefix("layout.")
+        return Miss(layout=layout, reason=reason, short_bytes=math.inf)
     memory = stage_memories(
         job.model,
         layout,

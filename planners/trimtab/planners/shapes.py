@@ -144,12 +144,10 @@ def micro_batches(job: Job) -> list[int]:
 
 
 def interleaves(job: Job, layout: Layout) -> bool:
-    """Whether the schedule runs: interleaved, even chunks, and pp divides the micro-batches.
+    """Whether the interleaved schedule runs: even chunks, pp divides the micro-batches.
 
     Source: Narayanan et al. (2021), arXiv:2104.04473, section 2.2.
     """
-    if layout.schedule == "dualpipe" and layout.pp % 2:
-        return False
     if layout.vpp == 1:
         return True
     even_chunks = job.model.num_layers % (layout.pp * layout.vpp) == 0
