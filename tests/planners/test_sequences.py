@@ -159,7 +159,7 @@ RealBatch = Callable[[str, int], list[int]]
         ("wikipedia", 0, 2929.5),
         ("wikipedia", 2, 3056),
         ("common_crawl", 0, 21158),
-        ("github", 0, 16850),
+        ("github", 0, 16567),
     ],
 )
 def test_real_batches_stay_as_short_as_they_have_been(

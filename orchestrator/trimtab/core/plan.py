@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from trimtab.core import checks
+from trimtab.core.certificate import BoundCertificate
 from trimtab.core.cluster import Precision
 from trimtab.core.errors import InputError
 from trimtab.core.model import mfu
@@ -24,7 +25,7 @@ OFFLOADS: tuple[str, ...] = get_args(Offload)
 FitVerdict = Literal["fits", "tight", "oom"]
 FIT_VERDICTS: tuple[str, ...] = get_args(FitVerdict)
 
-PlanMethod = Literal["heuristic", "uniform", "fallback", "probe"]
+PlanMethod = Literal["heuristic", "search", "uniform", "fallback", "probe"]
 PLAN_METHODS: tuple[str, ...] = get_args(PlanMethod)
 
 _MOST_SHOWN_WAVES: Final = 3
@@ -300,8 +301,14 @@ class StepPlan:
     """No plan under the same costs can be shorter."""
     method: PlanMethod
     solve_s: float
-    """Time it took to find the plan."""
+    """Time it took to find the plan and its bound."""
     reason: str
+    first_plan_s: float | None = None
+    """Time it took to find a first plan, where a better one was searched for."""
+    first_step_s: float | None = None
+    """Predicted time of that plan."""
+    certificate: BoundCertificate | None = None
+    """Why no plan is shorter than `lower_bound_s`, where more than the area bound was asked."""
 
     def __post_init__(self) -> None:
         checks.not_empty("plan.waves", self.waves)

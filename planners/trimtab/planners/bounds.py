@@ -1,11 +1,26 @@
 """Lower bounds on the time of a step: what no plan under the same costs can beat."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trimtab.core import checks
+from trimtab.core.certificate import BoundCertificate, BoundLeaf, GroupPrice, WaveSplit
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.profile import StepProfile
 from trimtab.planners.costs import group_s, token_s
+
+_Array = NDArray[np.float64]
+
+_ROUNDING = 1e-9
+"""Relative error that sums of doubles may have."""
+
+_FREE = GroupPrice(
+    wave_class=0, degree=1, token_s=0.0, work=0.0, big_tokens_s=0.0, big_work_s=0.0
+)
 
 
 def usable_degrees(
@@ -80,11 +95,13 @@ def area_bound_s(
     """
     usable = usable_degrees(profile=profile, num_ranks=num_ranks, degrees=degrees)
     check_lengths(lengths, profile=profile, degrees=usable)
-    slopes = [(d * profile.token_cap, token_s(d, profile=profile)) for d in usable]
-    work_s = sum(
-        profile.quadratic_s * s * s + s * min(slope for room, slope in slopes if s <= room)
-        for s in lengths
-    )
+    sizes = np.asarray(lengths, dtype=np.float64)
+    per_token_s = np.full(len(sizes), np.inf)
+    for degree in usable:
+        slope = token_s(degree, profile=profile)
+        holds = sizes <= degree * profile.token_cap
+        per_token_s = np.where(holds, np.minimum(per_token_s, slope), per_token_s)
+    work_s = float((profile.quadratic_s * sizes + per_token_s) @ sizes)
     waves = num_waves_at_least(lengths, wave_tokens=num_ranks * profile.token_cap)
     longest = max(lengths)
     longest_s = min(
@@ -101,3 +118,194 @@ def num_waves_at_least(lengths: Sequence[int], *, wave_tokens: int) -> int:
     by_tokens = -(-sum(lengths) // wave_tokens)
     by_long_ones = sum(2 * length > wave_tokens for length in lengths)
     return max(by_tokens, by_long_ones)
+
+
+class BoundTerms:
+    """A batch and its costs as a certificate needs them, for plans shorter than `step_s`.
+
+    Attributes:
+        sizes: The different lengths, longest first, in tokens; shape [S].
+        counts: How many sequences of each; shape [S].
+        work: Rank-seconds of a sequence of each size at each degree; shape [degrees, S].
+        holds: Whether a group of the degree holds the size; shape [degrees, S].
+        fastest_s: Time of a sequence of each size alone at its fastest degree; shape [S].
+        step_s: Time of the waves, fixed times included, of the plan that is to be beaten.
+        longest_wave_s: No wave of a shorter plan is longer, fixed time left out.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        profile: StepProfile,
+        num_ranks: int,
+        degrees: Sequence[int],
+        step_s: float,
+    ) -> None:
+        sizes, counts = np.unique(np.asarray(lengths, dtype=np.float64), return_counts=True)
+        self.sizes: _Array = sizes[::-1]
+        self.counts: _Array = counts[::-1].astype(np.float64)
+        self.degrees, self.num_ranks = tuple(degrees), num_ranks
+        self.token_cap, self.fixed_s = profile.token_cap, profile.fixed_s
+        per_token_s = [token_s(degree, profile=profile) for degree in degrees]
+        quadratic_s = profile.quadratic_s * self.sizes**2
+        self.work: _Array = quadratic_s + np.outer(per_token_s, self.sizes)
+        ranks = np.array(self.degrees, dtype=np.float64)[:, None]
+        self.holds = self.sizes <= ranks * self.token_cap
+        alone_s = np.where(self.holds, self.work / ranks, np.inf)
+        self.fastest_s: _Array = alone_s.min(axis=0)
+        self.step_s = step_s
+        self.num_waves = num_waves_at_least(lengths, wave_tokens=num_ranks * self.token_cap)
+        self.longest_wave_s = step_s - self.num_waves * self.fixed_s
+
+    def waves_longer_than(self, time_s: float) -> int:
+        """At least so many waves take longer, fixed time left out, whatever the plan."""
+        if time_s <= 0:
+            return self.num_waves
+        slow = self.fastest_s > time_s
+        wave_tokens = self.num_ranks * self.token_cap
+        by_tokens = -(-int(self.sizes[slow] @ self.counts[slow]) // wave_tokens)
+        by_long_ones = int(self.counts[slow & (2 * self.sizes > wave_tokens)].sum())
+        return max(by_tokens, by_long_ones)
+
+    def count_range(self, time_s: float, splits: Sequence[WaveSplit]) -> tuple[float, float]:
+        """How many waves may take longer than `time_s` in plans that keep `splits`."""
+        least, most = self.waves_longer_than(time_s), math.inf
+        for split in splits:
+            if split.at_least is not None and split.longer_than_s >= time_s:
+                least = max(least, split.at_least)
+            if split.at_most is not None and split.longer_than_s <= time_s:
+                most = min(most, split.at_most)
+        return float(least), max(float(least), most)
+
+    def leaf_bound_s(self, leaf: BoundLeaf) -> float:
+        """What the prices of one leaf prove; see `certified_bound_s` for the argument."""
+        worth_s = np.full(len(self.sizes), np.inf)
+        excess_s = 0.0
+        credit_s = np.cumsum(leaf.wave_prices_s)
+        prices = {(price.wave_class, price.degree): price for price in leaf.group_prices}
+        for k, (low_s, high_s) in enumerate(itertools.pairwise(leaf.edges_s)):
+            rank_worth_s = np.zeros(2)
+            for work, holds, degree in zip(self.work, self.holds, self.degrees, strict=True):
+                price = prices.get((k, degree), _FREE)
+                big_s = (price.big_tokens_s + price.big_work_s) / degree
+                paid_s = price.token_s * self.token_cap + big_s
+                times_s = np.array((low_s, high_s))
+                rank_worth_s = np.maximum(rank_worth_s, paid_s + price.work * times_s)
+                pays_s = price.token_s * self.sizes + price.work * work
+                room = degree * self.token_cap
+                pays_s = pays_s + price.big_tokens_s * (2 * self.sizes > room)
+                pays_s += price.big_work_s * (2 * work > degree * high_s)
+                may = holds & (work <= degree * high_s)
+                worth_s = np.where(may, np.minimum(worth_s, pays_s), worth_s)
+            wave_s = np.array((low_s, high_s)) + self.fixed_s - credit_s[k]
+            excess_s = max(excess_s, float((self.num_ranks * rank_worth_s - wave_s).max()))
+        if not np.isfinite(worth_s).all():
+            return 0.0
+        bound_s = float(worth_s @ self.counts)
+        for edge_s, price_s in zip(leaf.edges_s, leaf.wave_prices_s, strict=False):
+            least, most = self.count_range(edge_s, leaf.splits)
+            if price_s < 0 and math.isinf(most):
+                return 0.0
+            bound_s += price_s * (least if price_s >= 0 else most)
+        return bound_s - excess_s * self._most_waves()
+
+    def _most_waves(self) -> float:
+        """A plan shorter than `step_s` has at most so many waves."""
+        by_time = self.step_s / self.fixed_s if self.fixed_s else math.inf
+        return min(by_time, float(self.counts.sum()))
+
+
+def certified_bound_s(
+    certificate: BoundCertificate,
+    lengths: Sequence[int],
+    *,
+    profile: StepProfile,
+    num_ranks: int,
+    degrees: Sequence[int] | None = None,
+) -> float:
+    """What a certificate proves: no step plan for `lengths` is shorter. In seconds.
+
+    Only plans shorter than `certificate.shorter_than_s` = U are spoken of, so the bound is at
+    most U. In such a plan no wave is longer than U - W F without its fixed time F, where W is
+    the fewest waves (`num_waves_at_least`). Take the plans that keep the splits of one leaf.
+    Let wave w take T_w + F and be in class k, e_k < T_w <= e_(k+1); prices are not negative.
+
+    1. A sequence s of a group of degree d pays  p(s) = token * s + work * c(s), with c its
+       rank-seconds at d, and `big_tokens` if s is over half of d * token_cap, `big_work` if
+       c(s) is over half of d e_(k+1). Let v(s) be the least it could pay: over all classes and
+       degrees where it fits, s <= d token_cap and c(s) <= d e_(k+1).
+    2. A group holds at most d token_cap tokens and d T_w work, and at most one sequence over
+       half of each. So its sequences pay at most d (token * token_cap + work * T_w) +
+       big_tokens + big_work, and those of a wave of N ranks at most
+       N max_d [token * token_cap + work * T_w + (big_tokens + big_work) / d] =: g_k(T_w).
+    3. Wave prices m_j are given for each wave longer than e_j, so wave w gets M_k = m_0 + ... +
+       m_k. Let D be the largest excess of g_k(T) over T + F - M_k. As g_k is convex in T, it is
+       enough to look at both ends of every class. So
+       sum v(s) <= sum_w g(T_w) <= sum_w (T_w + F) - sum_w M_k(w) + D (number of waves).
+    4. sum_w M_k(w) = sum_j m_j Y_j with Y_j the number of waves longer than e_j, a whole
+       number that the batch and the splits keep in a range (`BoundTerms.count_range`):
+       sum_w (T_w + F) >= sum v(s) + sum_j m_j (least Y_j if m_j >= 0, else most Y_j)
+       - D (number of waves).
+
+    That is weak linear-programming duality, and holds for any prices. Leaves come in pairs
+    of cases (at most n, at least n + 1), and each plan is in one of them, so the bound is the
+    least over the leaves, plus `step_fixed_s`; never less than `area_bound_s`.
+
+    Raises:
+        InputError: The leaves leave plans out, or a leaf's classes do not reach far enough.
+    """
+    usable = usable_degrees(profile=profile, num_ranks=num_ranks, degrees=degrees)
+    check_lengths(lengths, profile=profile, degrees=usable)
+    terms = BoundTerms(
+        lengths, profile=profile, num_ranks=num_ranks, degrees=usable,
+        step_s=certificate.shorter_than_s,
+    )  # fmt: skip
+    _check_leaves(certificate, longest_wave_s=terms.longest_wave_s)
+    proven_s = min(terms.leaf_bound_s(leaf) for leaf in certificate.leaves)
+    area_s = area_bound_s(lengths, profile=profile, num_ranks=num_ranks, degrees=usable)
+    bound_s = profile.step_fixed_s + min(proven_s, certificate.shorter_than_s)
+    return max(area_s, bound_s * (1 - _ROUNDING))
+
+
+def _check_leaves(certificate: BoundCertificate, *, longest_wave_s: float) -> None:
+    for leaf in certificate.leaves:
+        edges_s = leaf.edges_s
+        if len(edges_s) != len(leaf.wave_prices_s) + 1 or sorted(set(edges_s)) != [*edges_s]:
+            raise InputError(
+                "certificate.edges_s: expected one more than wave prices, ascending"
+            )
+        if edges_s[0] > 0 or edges_s[-1] < longest_wave_s * (1 - _ROUNDING):
+            raise InputError(
+                f"certificate.edges_s: expected classes from 0 to {longest_wave_s:g} s, got "
+                f"{edges_s[0]:g} to {edges_s[-1]:g}"
+            )
+        if any(
+            min(price.token_s, price.work, price.big_tokens_s, price.big_work_s) < 0
+            for price in leaf.group_prices
+        ):
+            raise InputError("certificate.group_prices: expected none below 0")
+    if not _is_complete([leaf.splits for leaf in certificate.leaves]):
+        raise InputError(
+            "certificate.leaves: expected every case of every split, one is missing"
+        )
+
+
+def _is_complete(cases: Sequence[tuple[WaveSplit, ...]]) -> bool:
+    """Whether every plan keeps all splits of some case: a tree of pairs has no missing leaf."""
+    if not cases:
+        return False
+    if any(not splits for splits in cases):
+        return True
+    first = cases[0][0]
+    few = [splits[1:] for splits in cases if splits[0].at_most is not None]
+    many = [splits[1:] for splits in cases if splits[0].at_least is not None]
+    is_pair = all(
+        splits[0].longer_than_s == first.longer_than_s
+        and (splits[0].at_most is None) != (splits[0].at_least is None)
+        for splits in cases
+    )
+    limits = {splits[0].at_most for splits in cases} | {
+        None if splits[0].at_least is None else splits[0].at_least - 1 for splits in cases
+    }
+    return is_pair and len(limits - {None}) == 1 and _is_complete(few) and _is_complete(many)

@@ -5,31 +5,31 @@ count each. Work is in rank-seconds: a group of degree d with work w takes w / d
 the fixed time of its wave.
 """
 
-import bisect
 import heapq
-import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from trimtab.core.profile import StepProfile
+from trimtab.planners import kernels
+from trimtab.planners.compiled import Floats, floats, ints
 from trimtab.planners.costs import token_s
 
-_TIME_SLACK = 1e-12
-"""Relative tolerance on a target time, so that a target met exactly is met."""
+_NUM_STRETCHES, _WIDEST_STRETCH, _MOST_DOUBT = 6, 2.5, 0.35
+"""A plan is built with so many target times a wave, from 1 to so many even shares of the work
+that is left, the small ones more often; and with so much doubt in its bound at most."""
 
-_STRETCHES = ((1.0, 1.03, 1.1, 1.25, 1.6), (1.0, 1.02, 1.2, 1.5, 2.2))
-"""Target times tried for a wave, in multiples of an even share of the work that is left: one
-set for each search."""
+_MOST_WAVES = 4
+"""Waves a search may have, in multiples of the fewest by tokens: groups filled one after the
+other are at least half full on average, and groups side by side use half of the ranks."""
 
-_DOUBTS = (1.03, 1.15, 1.0, 1.25)
-"""How much longer than its bound the rest is taken to last; one greedy run for each."""
+_LEAST_ROOM = 64
 
-_GOOD_GAP = 0.005
-"""A packing this close to the bound is not worth another greedy run."""
+_NO_TARGET_S = 1e300
 
-Counts = tuple[int, ...]
-"""How many sequences of each size there are."""
+_UNIFORM_BUILDS = 4
+
+_SEED = 23_758
 
 
 class BatchCosts:
@@ -45,7 +45,7 @@ class BatchCosts:
         """The different lengths, longest first."""
         self.members = [members[size] for size in self.sizes]
         """Indices into the batch of the sequences of each size."""
-        self.counts: Counts = tuple(len(indices) for indices in self.members)
+        self.counts = tuple(len(indices) for indices in self.members)
         self.degrees = tuple(degrees)
         self.token_cap = profile.token_cap
         self.fixed_s = profile.fixed_s
@@ -54,20 +54,29 @@ class BatchCosts:
         for degree in degrees:
             per_token_s = token_s(degree, profile=profile)
             self.work[degree] = [(quadratic_s * s + per_token_s) * s for s in self.sizes]
-        self.cheapest = [
-            min(self.work[degree][size] for degree in self.degrees_of(size))
-            for size in range(len(self.sizes))
-        ]
-        """Work of a sequence of each size at its cheapest degree that holds it."""
 
     def degrees_of(self, size: int) -> list[int]:
         """The degrees that hold a sequence of `size`, ascending; never none."""
         tokens = self.sizes[size]
         return [degree for degree in self.degrees if tokens <= degree * self.token_cap]
 
-    def alone_s(self, size: int) -> list[float]:
-        """Time of one sequence alone in a group, for each degree that holds it."""
-        return [self.work[degree][size] / degree for degree in self.degrees_of(size)]
+    def batch(self, num_ranks: int) -> kernels.Batch:
+        """What the kernels read."""
+        sizes = range(len(self.sizes))
+        holding = [self.degrees_of(size) for size in sizes]
+        most_groups = [num_ranks // degree for degree in self.degrees]
+        return kernels.Batch(
+            sizes=ints(self.sizes),
+            counts=ints(self.counts),
+            degrees=ints(self.degrees),
+            work=floats(work for degree in self.degrees for work in self.work[degree]),
+            cheapest=floats(min(self.work[d][i] for d in holding[i]) for i in sizes),
+            fastest_s=floats(min(self.work[d][i] / d for d in holding[i]) for i in sizes),
+            first_group=ints(accumulate(most_groups, initial=0)),
+            num_ranks=num_ranks,
+            token_cap=self.token_cap,
+            fixed_s=self.fixed_s,
+        )
 
 
 @dataclass(slots=True)
@@ -89,37 +98,146 @@ Packing = list[list[OpenGroup]]
 """Waves of groups."""
 
 
-def packing_s(packing: Packing, *, costs: BatchCosts) -> float:
+def packing_s(packing: Packing, *, fixed_s: float) -> float:
     """Time of the waves one after the other, each with its fixed time."""
-    return sum(max(group.seconds for group in wave) + costs.fixed_s for wave in packing)
+    return sum(max(group.seconds for group in wave) + fixed_s for wave in packing)
 
 
-def greedy_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
-    """The best of a few greedy runs.
+class PackingSearch:
+    """Plans of one batch that get shorter; equal calls give equal plans.
 
-    A run fills wave after wave, each time with the target time that makes the wave's own time
-    plus the bound of what is left, taken `_DOUBTS` times, smallest.
+    `builds` makes plans wave by wave (`kernels.build`), each with other settings; `improve`
+    goes on from any of them (`kernels.improve`).
     """
-    best: Packing = []
-    best_s = math.inf
-    for stretches in _STRETCHES:
-        search = _GreedySearch(costs, num_ranks=num_ranks, stretches=stretches)
-        good_s = search.bound_s(costs.counts) * (1 + _GOOD_GAP)
-        for doubt in _DOUBTS:
-            packing = search.run(doubt)
-            seconds = packing_s(packing, costs=costs)
-            if seconds < best_s:
-                best, best_s = packing, seconds
-            if best_s <= good_s:
-                return best
-    return best
+
+    def __init__(self, costs: BatchCosts, *, num_ranks: int) -> None:
+        self.costs = costs
+        self._batch = batch = costs.batch(num_ranks)
+        num_sizes, num_options = len(costs.sizes), len(costs.degrees)
+        num_groups = batch.first_group[num_options]
+        num_logged = sum(costs.counts)
+        self._out = kernels.Filling(
+            taken=ints([0] * num_sizes),
+            open_groups=ints([0] * num_options),
+            group_work=floats([0.0] * num_groups),
+            group_tokens=ints([0] * num_groups),
+            log_group=ints([0] * num_logged),
+            log_size=ints([0] * num_logged),
+            log_count=ints([0] * num_logged),
+        )
+        _, fewest, _ = kernels.area_of(batch, batch.counts)
+        self._room = min(num_logged, max(_LEAST_ROOM, _MOST_WAVES * (fewest + 1)))
+        self._left, self._best = ints([0] * num_sizes), ints([0] * num_sizes)
+        self._order = ints(range(self._room))
+        self._new = self._empty_waves()
+        self._random = ints([_SEED])
+
+    def builds(self, number: int) -> "list[PackedWaves]":
+        """So many more plans, or fewer where settings suit the batch badly; at least one."""
+        plans = [
+            self._build(self._random_stretches(), self._random_doubt()) for _ in range(number)
+        ]
+        found = [plan for plan in plans if plan is not None]
+        return found or [self._fullest()]
+
+    def _fullest(self) -> "PackedWaves":
+        """Waves that nothing but tokens limits: as few as longest-first packing finds."""
+        waves = self._empty_waves()
+        num_sizes = len(self.costs.sizes)
+        left = ints(self.costs.counts)
+        w = 0
+        while sum(left):
+            wave_s, _ = kernels.fill_wave(self._batch, left, 0, _NO_TARGET_S, self._out)
+            waves.target_s[w], waves.wave_s[w] = _NO_TARGET_S, wave_s
+            for i in range(num_sizes):
+                waves.counts[w * num_sizes + i] = self._out.taken[i]
+                left[i] -= self._out.taken[i]
+            w += 1
+        return PackedWaves(waves, w, fixed_s=self.costs.fixed_s)
+
+    def _random_stretches(self) -> Floats:
+        return floats(
+            1 + (_WIDEST_STRETCH - 1) * kernels.next_random(self._random) ** 2
+            for _ in range(_NUM_STRETCHES)
+        )
+
+    def _random_doubt(self) -> float:
+        return 1 + _MOST_DOUBT * kernels.next_random(self._random)
+
+    def _build(self, stretches: Floats, doubt: float) -> "PackedWaves | None":
+        waves = self._empty_waves()
+        num_waves = kernels.build(
+            self._batch, stretches, doubt, self._out, self._left, self._best, waves
+        )
+        if not num_waves:
+            return None
+        return PackedWaves(waves, num_waves, fixed_s=self.costs.fixed_s)
+
+    def improve(self, plan: "PackedWaves", *, trials: int) -> None:
+        """Try to make `plan` shorter; it never gets longer.
+
+        Args:
+            plan: One of `builds`; changed in place.
+            trials: How many changes to try.
+        """
+        plan.num_waves = kernels.improve(
+            self._batch, plan.num_waves, trials, self._random, self._out,
+            self._left, self._order, self._new, plan.waves,
+        )  # fmt: skip
+
+    def groups(self, plan: "PackedWaves") -> Packing:
+        """The groups of every wave of `plan`."""
+        return [self._groups_of(plan.waves, w) for w in range(plan.num_waves)]
+
+    def _groups_of(self, waves: kernels.Waves, w: int) -> list[OpenGroup]:
+        batch, out = self._batch, self._out
+        num_sizes = len(batch.sizes)
+        for i in range(num_sizes):
+            self._left[i] = waves.counts[w * num_sizes + i]
+        _, num_logged = kernels.fill_wave(batch, self._left, 0, waves.target_s[w], out)
+        groups = {
+            int(batch.first_group[k]) + number: OpenGroup(degree)
+            for k, degree in enumerate(self.costs.degrees)
+            for number in range(out.open_groups[k])
+        }
+        for at in range(num_logged):
+            part = (int(out.log_size[at]), int(out.log_count[at]))
+            groups[int(out.log_group[at])].parts.append(part)
+        for g, group in groups.items():
+            group.work, group.tokens = float(out.group_work[g]), int(out.group_tokens[g])
+        return list(groups.values())
+
+    def _empty_waves(self) -> kernels.Waves:
+        return kernels.Waves(
+            counts=ints([0] * (self._room * len(self.costs.sizes))),
+            target_s=floats([0.0] * self._room),
+            wave_s=floats([0.0] * self._room),
+        )
+
+
+class PackedWaves:
+    """A plan as the kernels keep it."""
+
+    def __init__(self, waves: kernels.Waves, num_waves: int, *, fixed_s: float) -> None:
+        self.waves, self.num_waves = waves, num_waves
+        self._fixed_s = fixed_s
+
+    @property
+    def wave_times_s(self) -> list[float]:
+        """Time of the slowest group of every wave, without the fixed time."""
+        return [float(self.waves.wave_s[w]) for w in range(self.num_waves)]
+
+    @property
+    def seconds(self) -> float:
+        """Time of the waves, each with its fixed time."""
+        return sum(self.wave_times_s) + self.num_waves * self._fixed_s
 
 
 def uniform_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
-    """Groups of the one degree of `costs`: the best of longest-first balancing and greedy."""
+    """Groups of the one degree of `costs`: the best of longest-first balancing and a search."""
     (degree,) = costs.degrees
-    search = _GreedySearch(costs, num_ranks=num_ranks, stretches=_STRETCHES[0])
-    candidates = [search.run(1.0)]
+    search = PackingSearch(costs, num_ranks=num_ranks)
+    candidates = [search.groups(plan) for plan in search.builds(_UNIFORM_BUILDS)]
     num_groups = num_ranks // degree
     tokens = sum(size * count for size, count in zip(costs.sizes, costs.counts, strict=True))
     fewest = -(-tokens // (num_groups * degree * costs.token_cap))
@@ -128,163 +246,7 @@ def uniform_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
         if groups is not None:
             starts = range(0, len(groups), num_groups)
             candidates.append([groups[at : at + num_groups] for at in starts])
-    return min(candidates, key=lambda packing: packing_s(packing, costs=costs))
-
-
-def pack_wave(
-    counts: Sequence[int], target_s: float, *, costs: BatchCosts, num_ranks: int
-) -> tuple[list[OpenGroup], Counts]:
-    """Fill one wave; return its groups, and what is left over.
-
-    Longest first, each sequence takes the narrowest degree that holds it and meets the target:
-    an open group before a new one, and a wider group's slack only when no rank is free.
-
-    Args:
-        counts: What to pack.
-        target_s: Longest time of a group, without the fixed time of a wave.
-        costs: What the sequences cost.
-        num_ranks: Ranks of a wave.
-    """
-    limit_s = target_s * (1 + _TIME_SLACK)
-    opened: dict[int, list[OpenGroup]] = {degree: [] for degree in costs.degrees}
-    free = num_ranks
-    left = list(counts)
-    size = 0
-    while size < len(left):
-        if left[size]:
-            left[size], free = _place(
-                size, left[size], limit_s, free, opened=opened, costs=costs
-            )
-            if left[size] and free == 0:
-                size = _next_that_fits(size + 1, limit_s, opened=opened, costs=costs)
-                continue
-        size += 1
-    return [group for groups in opened.values() for group in groups], tuple(left)
-
-
-def _place(
-    size: int,
-    count: int,
-    limit_s: float,
-    free: int,
-    *,
-    opened: dict[int, list[OpenGroup]],
-    costs: BatchCosts,
-) -> tuple[int, int]:
-    """Place up to `count` sequences; return how many are left, and the ranks still free."""
-    tokens, cap = costs.sizes[size], costs.token_cap
-    narrowest = True
-    for degree in costs.degrees:
-        work = costs.work[degree][size]
-        tokens_limit, work_limit = degree * cap, degree * limit_s
-        if tokens > tokens_limit or work > work_limit:
-            continue
-        groups = opened[degree]
-        position = 0
-        while count:
-            if position == len(groups):
-                if not narrowest or degree > free:
-                    break
-                groups.append(OpenGroup(degree))
-                free -= degree
-            group = groups[position]
-            room = (tokens_limit - group.tokens) // tokens
-            if room and group.work + work <= work_limit:
-                fitting = min(count, room, max(1, int((work_limit - group.work) / work)))
-                group.parts.append((size, fitting))
-                group.work += fitting * work
-                group.tokens += fitting * tokens
-                count -= fitting
-            position += 1
-        if not count:
-            break
-        narrowest = False
-    return count, free
-
-
-def _next_that_fits(
-    size: int, limit_s: float, *, opened: dict[int, list[OpenGroup]], costs: BatchCosts
-) -> int:
-    """The first size from `size` on that the room left in the open groups may hold."""
-    nearest = len(costs.sizes)
-    for degree, groups in opened.items():
-        if groups:
-            tokens = degree * costs.token_cap - min([group.tokens for group in groups])
-            work = degree * limit_s - min([group.work for group in groups])
-            fitting = bisect.bisect_left(costs.sizes, -tokens, lo=size, key=operator.neg)
-            fast = bisect.bisect_left(costs.work[degree], -work, lo=size, key=operator.neg)
-            nearest = min(nearest, max(fitting, fast))
-    return nearest
-
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """One way to fill the next wave."""
-
-    groups: list[OpenGroup]
-    wave_s: float
-    left: Counts
-    left_bound_s: float
-
-
-class _GreedySearch:
-    """Greedy runs that share what they have in common."""
-
-    def __init__(
-        self, costs: BatchCosts, *, num_ranks: int, stretches: Sequence[float]
-    ) -> None:
-        self.costs = costs
-        self.num_ranks = num_ranks
-        self.stretches = stretches
-        self._options: dict[Counts, list[_Option]] = {}
-
-    def run(self, doubt: float) -> Packing:
-        """Waves, each the option with the least time plus `doubt` times the bound left."""
-        packing: Packing = []
-        left = self.costs.counts
-        while any(left):
-            option = min(
-                self._options_of(left), key=lambda o: o.wave_s + doubt * o.left_bound_s
-            )
-            packing.append(option.groups)
-            left = option.left
-        return packing
-
-    def bound_s(self, counts: Counts) -> float:
-        """The area bound of `counts` (see `bounds.area_bound_s`)."""
-        if not any(counts):
-            return 0.0
-        area_s, num_waves = self._area(counts)
-        longest = next(size for size, count in enumerate(counts) if count)
-        return max(area_s, min(self.costs.alone_s(longest))) + num_waves * self.costs.fixed_s
-
-    def _options_of(self, counts: Counts) -> list[_Option]:
-        options = self._options.get(counts)
-        if options is None:
-            options = [self._option(counts, target_s) for target_s in self._targets_s(counts)]
-            self._options[counts] = options
-        return options
-
-    def _option(self, counts: Counts, target_s: float) -> _Option:
-        groups, left = pack_wave(counts, target_s, costs=self.costs, num_ranks=self.num_ranks)
-        wave_s = max(group.seconds for group in groups) + self.costs.fixed_s
-        return _Option(groups, wave_s, left, self.bound_s(left))
-
-    def _targets_s(self, counts: Counts) -> list[float]:
-        """Target times worth trying: those of the longest, and shares of the work left."""
-        area_s, num_waves = self._area(counts)
-        alone_s = self.costs.alone_s(next(s for s, count in enumerate(counts) if count))
-        shortest_s = min(alone_s)
-        targets = {max(shortest_s, stretch * area_s / num_waves) for stretch in self.stretches}
-        targets |= {target for target in alone_s if target <= max(shortest_s, 1.5 * area_s)}
-        return sorted(targets)
-
-    def _area(self, counts: Counts) -> tuple[float, int]:
-        """Cheapest work over the ranks, and the fewest waves by tokens."""
-        costs = self.costs
-        work = sum(map(float.__mul__, costs.cheapest, map(float, counts)))
-        tokens = sum(map(int.__mul__, costs.sizes, counts))
-        return work / self.num_ranks, math.ceil(tokens / (self.num_ranks * costs.token_cap))
+    return min(candidates, key=lambda packing: packing_s(packing, fixed_s=costs.fixed_s))
 
 
 def _balanced_groups(num_groups: int, *, costs: BatchCosts) -> list[OpenGroup] | None:

@@ -1,27 +1,58 @@
 """The plan of one step: which sequences share a group, on which ranks, in which wave.
 
-The heuristic fills wave after wave. For each it tries a few target times and takes the one
-whose own time plus the area bound of what is left over is smallest; a few settings of that rule
-are tried, and compared with every uniform degree.
+A first plan is built wave by wave, with a few settings, and compared with every uniform degree.
+It is then improved, and a linear program proves how short a step could be at best, as long as
+the time limit allows.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
+from trimtab.core import checks
 from trimtab.core.plan import PlanMethod, SequenceGroup, StagePath, StepPlan, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import duration_text
-from trimtab.planners.bounds import area_bound_s, check_lengths, usable_degrees
+from trimtab.planners.bounds import (
+    BoundTerms,
+    area_bound_s,
+    certified_bound_s,
+    check_lengths,
+    usable_degrees,
+)
 from trimtab.planners.costs import group_s
 from trimtab.planners.packing import (
     BatchCosts,
     OpenGroup,
+    PackedWaves,
     Packing,
-    greedy_packing,
+    PackingSearch,
     packing_s,
     uniform_packing,
 )
+from trimtab.planners.program import solve_bound
+
+_FIRST_BUILDS, _FIRST_TRIALS = 20, 60
+"""Plans built for the first answer, and trials to improve the best of them."""
+
+_MORE_BUILDS = 400
+"""Plans built after the first answer."""
+
+_ROUNDS = ((6, 1000), (3, 2000), (2, 4000))
+"""Plans kept and trials for each, round after round; then the best one alone."""
+
+_SLICE = 20
+"""Trials between two looks at the clock."""
+
+_MOST_IDLE_TRIALS = 20_000
+"""The search ends when so many trials in a row have found nothing."""
+
+_BOUND_FROM, _BOUND_UNTIL = 0.3, 0.7
+"""Parts of the time limit between which the bound is worked on."""
+
+_GOOD_GAP = 0.001
+"""A plan this close to its bound is not worth more search."""
 
 
 def plan_step(
@@ -31,45 +62,146 @@ def plan_step(
     num_ranks: int,
     clock: Callable[[], float],
     degrees: Sequence[int] | None = None,
+    time_limit_s: float = 0.0,
 ) -> StepPlan:
     """Choose waves of sequence groups so that the step is short.
 
     The plan is never slower than `uniform_step` at any degree that holds every sequence. Equal
-    input gives an equal plan, but for `solve_s`.
+    input gives an equal plan, but for the times it took; the limit only cuts the search short,
+    so more time never gives a longer step.
 
     Args:
         lengths: Tokens of every sequence, in the order of the batch.
         profile: What groups cost; `num_ranks` need not be its `num_gpus`.
         num_ranks: The dp * cp ranks that groups are formed over.
-        clock: A monotonic clock in seconds (`time.perf_counter`), for `solve_s`.
+        clock: A monotonic clock in seconds (`time.perf_counter`).
         degrees: Degrees allowed; None allows all that the profile has.
+        time_limit_s: When to stop improving the plan and its bound; 0 returns the first plan,
+            with the area bound.
 
     Raises:
         InputError: The batch or the set of degrees is empty, or a length is not >= 1.
         InfeasibleError: A sequence is longer than any group can hold.
     """
+    checks.not_negative("time_limit_s", time_limit_s)
     started_s = clock()
     usable = usable_degrees(profile=profile, num_ranks=num_ranks, degrees=degrees)
     check_lengths(lengths, profile=profile, degrees=usable)
-    costs = BatchCosts(lengths, profile=profile, degrees=usable)
-    best = greedy_packing(costs, num_ranks=num_ranks)
-    best_s = packing_s(best, costs=costs)
-    method: PlanMethod = "heuristic"
-    for degree in usable:
-        if max(lengths) > degree * profile.token_cap:
-            continue
-        bound_s = area_bound_s(lengths, profile=profile, num_ranks=num_ranks, degrees=[degree])
-        if bound_s - profile.step_fixed_s >= best_s:
-            continue
-        costs_d = BatchCosts(lengths, profile=profile, degrees=[degree])
-        uniform = uniform_packing(costs_d, num_ranks=num_ranks)
-        uniform_s = packing_s(uniform, costs=costs_d)
-        if uniform_s < best_s:
-            best, best_s, costs, method = uniform, uniform_s, costs_d, "uniform"
-    return _step_plan(
-        best, lengths, costs=costs, profile=profile, num_ranks=num_ranks, degrees=usable,
-        method=method, started_s=started_s, clock=clock,
+    planning = _Planning(
+        lengths, profile=profile, num_ranks=num_ranks, degrees=usable, started_s=started_s,
+        clock=clock,
     )  # fmt: skip
+    first = planning.first_plan()
+    if not time_limit_s or first.gap_fraction <= _GOOD_GAP:
+        return first
+    return planning.improved(first, time_limit_s=time_limit_s)
+
+
+class _Planning:
+    """One batch on its way from a first plan to a good one."""
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        profile: StepProfile,
+        num_ranks: int,
+        degrees: Sequence[int],
+        started_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._lengths, self._profile, self._num_ranks = lengths, profile, num_ranks
+        self._degrees, self._started_s, self._clock = degrees, started_s, clock
+        self._costs = BatchCosts(lengths, profile=profile, degrees=degrees)
+        self._search = PackingSearch(self._costs, num_ranks=num_ranks)
+        self._plans = sorted(self._search.builds(_FIRST_BUILDS), key=_seconds)
+        self._search.improve(self._plans[0], trials=_FIRST_TRIALS)
+
+    def first_plan(self) -> StepPlan:
+        """The best of the plans built first and of all uniform degrees."""
+        method: PlanMethod = "heuristic"
+        costs, best = self._costs, self._search.groups(self._plans[0])
+        best_s = packing_s(best, fixed_s=costs.fixed_s)
+        for degree in self._degrees:
+            if max(self._lengths) > degree * costs.token_cap:
+                continue
+            work = self._costs.work[degree]
+            work_s = sum(map(float.__mul__, work, map(float, costs.counts)))
+            if work_s / self._num_ranks + costs.fixed_s >= best_s:
+                continue
+            costs_d = BatchCosts(self._lengths, profile=self._profile, degrees=[degree])
+            uniform = uniform_packing(costs_d, num_ranks=self._num_ranks)
+            uniform_s = packing_s(uniform, fixed_s=costs.fixed_s)
+            if uniform_s < best_s:
+                best, best_s, costs, method = uniform, uniform_s, costs_d, "uniform"
+        return self._plan(best, costs=costs, method=method)
+
+    def improved(self, first: StepPlan, *, time_limit_s: float) -> StepPlan:
+        """The best plan found within the limit, with the best bound."""
+
+        def is_before(part: float) -> bool:
+            return self._clock() - self._started_s < part * time_limit_s
+
+        search = self._improvement()
+        while is_before(_BOUND_FROM) and next(search, False):
+            pass
+        best = min(self._plans, key=_seconds)
+        certificate = solve_bound(
+            BoundTerms(
+                self._lengths, profile=self._profile, num_ranks=self._num_ranks,
+                degrees=self._degrees,
+                step_s=min(best.seconds, first.step_s - self._profile.step_fixed_s),
+            ),
+            best.wave_times_s,
+            is_over=lambda: not is_before(_BOUND_UNTIL),
+        )  # fmt: skip
+        bound_s = certified_bound_s(
+            certificate, self._lengths, profile=self._profile, num_ranks=self._num_ranks,
+            degrees=self._degrees,
+        )  # fmt: skip
+        enough_s = bound_s * (1 + _GOOD_GAP) - self._profile.step_fixed_s
+        while is_before(1) and best.seconds > enough_s and next(search, False):
+            best = min(self._plans, key=_seconds)
+        found = self._plan(self._search.groups(best), costs=self._costs, method="search")
+        plan = found if found.step_s < first.step_s else first
+        bound_s = min(bound_s, plan.step_s)
+        return replace(
+            plan,
+            lower_bound_s=bound_s,
+            reason=_reason(plan.waves, plan.step_s, bound_s),
+            solve_s=self._clock() - self._started_s,
+            first_plan_s=first.solve_s,
+            first_step_s=first.step_s,
+            certificate=certificate,
+        )
+
+    def _improvement(self) -> Iterator[bool]:
+        """Build and improve plans, a little at a time; yields True until nothing is found."""
+        most = _ROUNDS[0][0]
+        for _ in range(_MORE_BUILDS):
+            plans = {plan.seconds: plan for plan in [*self._plans, *self._search.builds(1)]}
+            self._plans = [plans[seconds] for seconds in sorted(plans)[:most]]
+            yield True
+        for kept, trials in _ROUNDS:
+            for plan in self._plans[:kept]:
+                for _ in range(trials // _SLICE):
+                    self._search.improve(plan, trials=_SLICE)
+                    yield True
+            self._plans.sort(key=_seconds)
+        best = self._plans[0]
+        idle = 0
+        while idle < _MOST_IDLE_TRIALS:
+            before_s = best.seconds
+            self._search.improve(best, trials=_SLICE)
+            idle = 0 if best.seconds < before_s else idle + _SLICE
+            yield True
+
+    def _plan(self, packing: Packing, *, costs: BatchCosts, method: PlanMethod) -> StepPlan:
+        return _step_plan(
+            packing, self._lengths, costs=costs, profile=self._profile,
+            num_ranks=self._num_ranks, degrees=self._degrees, method=method,
+            started_s=self._started_s, clock=self._clock,
+        )  # fmt: skip
 
 
 def uniform_step(
@@ -133,6 +265,10 @@ def _step_plan(
         solve_s=clock() - started_s,
         reason=_reason(waves, step_s, bound_s),
     )
+
+
+def _seconds(plan: PackedWaves) -> float:
+    return plan.seconds
 
 
 def step_seconds(
