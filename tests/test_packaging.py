@@ -103,7 +103,7 @@ def test_everything_the_base_train_and_monitor_installs_pull_is_pinned() -> None
 
 
 def test_every_import_is_of_a_declared_dependency() -> None:
-    extras = ("train", "deepspeed", "ray", "monitor")
+    extras = ("fast", "train", "deepspeed", "ray", "monitor")
     declared = {canonicalize_name(each.name) for each in direct_dependencies(*extras)}
     providers = metadata.packages_distributions()
     for path in source_files():

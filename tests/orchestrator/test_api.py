@@ -19,7 +19,7 @@ import sys
 from trimtab.orchestrator import load_job, load_profile, plan, plan_step
 plan(load_job(sys.argv[1]))
 plan_step([3000] * 8, profile=load_profile(sys.argv[2]), num_ranks=8)
-heavy = {"torch", "megatron", "ray", "deepspeed", "wandb", "starlette", "transformers", "pulp"}
+heavy = {"torch", "megatron", "ray", "deepspeed", "wandb", "starlette", "transformers"}
 sys.exit(", ".join(sorted(heavy & set(sys.modules))) or None)
 """
 

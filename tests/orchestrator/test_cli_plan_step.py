@@ -5,8 +5,12 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
+from trimtab.core import serde
+from trimtab.core.certificate import BoundCertificate
 from trimtab.orchestrator.cli.main import main
 from trimtab.orchestrator.schemas import PLAN_STEP_SCHEMA
+from trimtab.planners.bounds import area_bound_s, certified_bound_s
+from trimtab.planners.calibration import profile_from_document
 
 PROFILE = Path(__file__).parents[2] / "configs" / "profiles" / "flexsp_7b_a100.json"
 LENGTHS = [60_000, 20_000, 9_000, 7_000, *range(300, 3_300, 50)]
@@ -77,6 +81,29 @@ def test_times_are_milliseconds_of_the_published_formula(
     assert document["lower_bound_ms"] <= document["step_ms"] <= document["uniform"]["step_ms"]
 
 
+def test_a_stranger_can_price_the_certificate_again(
+    capsys: pytest.CaptureFixture[str], lengths: Path
+) -> None:
+    document = _plan_step(capsys, lengths, "--gpus", "16")
+    certificate = serde.from_document(BoundCertificate, document["certificate"])
+    profile = profile_from_document(json.loads(PROFILE.read_text()))
+    bound_s = certified_bound_s(certificate, LENGTHS, profile=profile, num_ranks=16)
+    assert document["lower_bound_ms"] == pytest.approx(1e3 * bound_s)
+    assert bound_s >= area_bound_s(LENGTHS, profile=profile, num_ranks=16)
+
+
+def test_more_time_never_gives_a_longer_step(
+    capsys: pytest.CaptureFixture[str], lengths: Path
+) -> None:
+    first = _plan_step(capsys, lengths, "--gpus", "16", "--time-limit", "0")
+    assert first["certificate"] is None
+    assert first["first_step_ms"] == first["step_ms"]
+    later = _plan_step(capsys, lengths, "--gpus", "16", "--time-limit", "0.5")
+    assert later["first_step_ms"] == first["step_ms"]
+    assert later["lower_bound_ms"] <= later["step_ms"] <= first["step_ms"]
+    assert later["first_plan_s"] <= later["solve_s"]
+
+
 def test_a_batch_keeps_the_line_numbers_of_the_file(
     capsys: pytest.CaptureFixture[str], lengths: Path
 ) -> None:
@@ -120,6 +147,9 @@ def test_the_drawing_shows_groups_over_ranks(
         ("5\n", ["--gpus", "0"], "--gpus: expected a whole number >= 1, got 0"),
         ("5\n", ["--gpus", "-8"], "--gpus: expected a whole number >= 1, got -8"),
         ("5\n", ["--gpus", "1000001"], "--gpus: at most 1,000,000 can be planned, got 1000001"),
+        ("5\n", ["--time-limit", "-1"], "--time-limit: expected seconds >= 0, got -1"),
+        ("5\n", ["--time-limit", "nan"], "--time-limit: expected seconds >= 0, got nan"),
+        ("5\n", ["--time-limit", "inf"], "--time-limit: expected seconds >= 0, got inf"),
         ("5\n", ["--batch", "1"], "--batch: expected START:END with 0 <= START < END, got '1'"),
         ("5\n", ["--batch", "3:2"], "got '3:2'"),
         ("5\n", ["--batch", "0:2"], "it has 1 lines, got the range 0:2"),

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -104,6 +105,25 @@ def test_no_uniform_degree_is_faster_than_the_plan(
             check_plan(uniform, lengths, profile=profile, num_ranks=num_ranks)
             assert {g.degree for w in uniform.waves for g in w.groups} == {degree}
             assert plan.step_s <= uniform.step_s * (1 + 1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(lengths=batches, profile=profiles(), num_ranks=rank_counts)
+def test_search_keeps_every_promise_and_its_bound(
+    lengths: list[int], profile: StepProfile, num_ranks: int
+) -> None:
+    if not fits(lengths, profile, num_ranks):
+        lengths = [min(length, profile.token_cap) for length in lengths]
+    first, better = (
+        plan_step(
+            lengths, profile=profile, num_ranks=num_ranks, clock=time.perf_counter,
+            time_limit_s=limit_s,
+        )
+        for limit_s in (0.0, 0.2)
+    )  # fmt: skip
+    check_plan(better, lengths, profile=profile, num_ranks=num_ranks)
+    assert first.lower_bound_s <= better.lower_bound_s * (1 + 1e-9)
+    assert better.lower_bound_s <= better.step_s <= first.step_s
 
 
 def test_a_long_sequence_goes_to_a_wide_group_and_short_ones_stay_alone(

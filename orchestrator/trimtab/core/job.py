@@ -129,6 +129,8 @@ class StepPlanningSpec:
     """How many steps ahead the planning process works."""
     deadline_s: float = 5.0
     """How long a step waits for its plan before it falls back to the fast one."""
+    time_limit_s: float = 1.0
+    """How long the planning process improves a plan; 0: the first plan is taken."""
 
     def __post_init__(self) -> None:
         checks.one_of("step_planning.grouping", self.grouping, GROUPINGS)
@@ -138,6 +140,7 @@ class StepPlanningSpec:
             checks.whole_number("step_planning.token_cap", self.token_cap)
         checks.whole_number("step_planning.lookahead_steps", self.lookahead_steps)
         checks.not_negative("step_planning.deadline_s", self.deadline_s)
+        checks.not_negative("step_planning.time_limit_s", self.time_limit_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,6 +136,7 @@ def plan_step(
     profile: StepProfile,
     num_ranks: int,
     degrees: Sequence[int] | None = None,
+    time_limit_s: float = 1.0,
 ) -> StepPlan:
     """Plan one step: which ranks share the attention of which sequences, wave by wave.
 
@@ -144,6 +145,7 @@ def plan_step(
         profile: What a group costs and holds, e.g. of `load_profile`.
         num_ranks: How many ranks the groups are formed over.
         degrees: Group degrees to choose from; None: all of the profile.
+        time_limit_s: When to stop improving the plan and its bound; 0 takes the first plan.
 
     Raises:
         InputError: `lengths` is empty, or something in it is not a whole number >= 1.
@@ -155,6 +157,7 @@ def plan_step(
         num_ranks=num_ranks,
         clock=time.perf_counter,
         degrees=degrees,
+        time_limit_s=time_limit_s,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.core import serde
+from trimtab.core.certificate import BoundCertificate
 from trimtab.core.job import JobSpec
 from trimtab.core.model import MFU_FORMULA
 from trimtab.core.plan import Forecast, JobPlan, Layout, StepPlan, Wave
@@ -102,6 +103,8 @@ def step_plan_document(
         "lower_bound_ms": step_plan.lower_bound_s / MS,
         "gap": step_plan.gap_fraction,
         "solve_s": step_plan.solve_s,
+        "first_plan_s": _or(step_plan.first_plan_s, step_plan.solve_s),
+        "first_step_ms": _or(step_plan.first_step_s, step_plan.step_s) / MS,
         "method": step_plan.method,
         "reason": step_plan.reason,
         "uniform": None if uniform is None else _uniform_document(uniform),
@@ -110,7 +113,20 @@ def step_plan_document(
         "num_tokens": sum(lengths),
         "profile": profile.name,
         "token_cap": profile.token_cap,
+        "certificate": certificate_document(step_plan.certificate),
     }
+
+
+def certificate_document(certificate: BoundCertificate | None) -> _Document | None:
+    """Why no step is shorter than the bound, as a stranger may check it; None: the area bound.
+
+    In seconds, as the argument is written (`trimtab.planners.bounds.certified_bound_s`).
+    """
+    return None if certificate is None else serde.to_document(certificate)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _wave_document(

@@ -162,6 +162,62 @@ _GROUP = _object(
     }
 )
 
+_SPLIT = _object(
+    {
+        "longer_than_s": _AMOUNT,
+        "at_most": _nullable(_INDEX, "no more waves than this take longer"),
+        "at_least": _nullable(_INDEX, "no fewer waves than this take longer"),
+    }
+)
+
+_GROUP_PRICE = _object(
+    {
+        "wave_class": _described(_INDEX, "which of the classes between edges_s"),
+        "degree": _COUNT,
+        "token_s": _described(_AMOUNT, "seconds a token"),
+        "work": _described(_AMOUNT, "seconds a rank-second of work"),
+        "big_tokens_s": _described(_AMOUNT, "for a sequence of over half a group's tokens"),
+        "big_work_s": _described(_AMOUNT, "for one of over half a group's work"),
+    }
+)
+
+_CERTIFICATE = _object(
+    {
+        "schema": {"const": SCHEMA_VERSION},
+        "type": {"const": "BoundCertificate"},
+        "leaves": _described(
+            _list(
+                _object(
+                    {
+                        "splits": _list(_SPLIT),
+                        "edges_s": _described(
+                            _list(_AMOUNT, at_least=2),
+                            "class k has the waves of edges_s[k] < time <= edges_s[k + 1], "
+                            "fixed time left out",
+                        ),
+                        "wave_prices_s": _described(
+                            _list({"type": "number"}, at_least=1),
+                            "seconds that a wave longer than edges_s[k] is worth: the price of "
+                            "its fixed time",
+                        ),
+                        "group_prices": _described(
+                            _list(_GROUP_PRICE), "those left out are zero"
+                        ),
+                    }
+                ),
+                at_least=1,
+            ),
+            "prices for plans that keep all splits of the leaf; the bound is the least of all",
+        ),
+        "shorter_than_s": _described(
+            _AMOUNT, "the plans spoken of take less, step_fixed_ms left out"
+        ),
+        "bucket_edges": _described(
+            _list(_INDEX), "shortest length of each bucket that the prices were found with"
+        ),
+    }
+)
+
 PLAN_STEP_SCHEMA: _Schema = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "trimtab plan-step --json",
@@ -184,7 +240,11 @@ PLAN_STEP_SCHEMA: _Schema = {
             "step_fixed_ms": _described(_AMOUNT, "time of a step outside its waves"),
             "lower_bound_ms": _described(_AMOUNT, "no plan under the same costs is shorter"),
             "gap": _described(_AMOUNT, "(step_ms - lower_bound_ms) / lower_bound_ms"),
-            "solve_s": _described(_AMOUNT, "wall seconds of planning, imports not counted"),
+            "solve_s": _described(
+                _AMOUNT, "wall seconds of planning after imports and compilation"
+            ),
+            "first_plan_s": _described(_AMOUNT, "wall seconds until the first plan"),
+            "first_step_ms": _described(_AMOUNT, "step_ms of the first plan"),
             "method": {"enum": list(PLAN_METHODS)},
             "reason": _TEXT,
             "uniform": _nullable(
@@ -196,8 +256,11 @@ PLAN_STEP_SCHEMA: _Schema = {
             "num_tokens": _COUNT,
             "profile": _TEXT,
             "token_cap": _described(_COUNT, "most tokens one rank holds in a wave"),
+            "certificate": _nullable(
+                _CERTIFICATE, "why nothing is shorter; null: the area bound says so"
+            ),
         },
-        description="Times in milliseconds, but solve_s in seconds.",
+        description="Times in milliseconds, those whose name ends in _s in seconds.",
     ),
 }
 

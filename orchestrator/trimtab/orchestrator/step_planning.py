@@ -24,6 +24,8 @@ class StepPlanner:
     """Degrees that the model's heads allow."""
     grouping: Grouping
     uniform_degree: int | None
+    time_limit_s: float = 0.0
+    """How long a plan is improved; 0 gives plans that do not depend on how fast the machine is."""
 
     def plan(self, lengths: Sequence[int], *, step: int) -> StepPlan:
         """The plan of a step.
@@ -36,13 +38,15 @@ class StepPlanner:
             return self._uniform(lengths, degree=degree)
         if self.grouping == "probe":
             return self._probe(lengths, smallest=self.degrees[step % len(self.degrees)])
-        return plan_step(
+        plan = plan_step(
             lengths,
             profile=self.profile,
             num_ranks=self.num_ranks,
             clock=time.perf_counter,
             degrees=self.degrees,
+            time_limit_s=self.time_limit_s,
         )
+        return replace(plan, certificate=None)  # ranks that run it have no use for it
 
     def fallback(self, lengths: Sequence[int]) -> StepPlan:
         """One degree for all sequences: quick to find, whatever the batch."""
@@ -124,6 +128,7 @@ def step_planner(job: JobSpec, layout: Layout) -> StepPlanner:
         degrees=degrees,
         grouping=job.step_planning.grouping,
         uniform_degree=uniform_degree,
+        time_limit_s=job.step_planning.time_limit_s,
     )
 
 

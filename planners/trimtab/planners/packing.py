@@ -5,6 +5,7 @@ count each. Work is in rank-seconds: a group of degree d with work w takes w / d
 the fixed time of its wave.
 """
 
+import functools
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -213,6 +214,19 @@ class PackingSearch:
             target_s=floats([0.0] * self._room),
             wave_s=floats([0.0] * self._room),
         )
+
+
+@functools.cache
+def warm_up() -> None:
+    """Have every kernel compiled, or read from numba's cache, before a clock runs."""
+    profile = StepProfile(
+        name="warm-up", num_gpus=2, gpus_per_node=2, quadratic_s=1e-3, linear_s=1.0,
+        fixed_s=1.0, alltoall_bytes_per_token=0.0, bandwidths=(), token_cap=9,
+    )  # fmt: skip
+    costs = BatchCosts([9, 5, 5, 2, 2], profile=profile, degrees=[1])
+    search = PackingSearch(costs, num_ranks=1)
+    for plan in search.builds(1):
+        search.improve(plan, trials=20)
 
 
 class PackedWaves:

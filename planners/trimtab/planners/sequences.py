@@ -30,6 +30,7 @@ from trimtab.planners.packing import (
     PackingSearch,
     packing_s,
     uniform_packing,
+    warm_up,
 )
 from trimtab.planners.program import solve_bound
 
@@ -76,14 +77,15 @@ def plan_step(
         num_ranks: The dp * cp ranks that groups are formed over.
         clock: A monotonic clock in seconds (`time.perf_counter`).
         degrees: Degrees allowed; None allows all that the profile has.
-        time_limit_s: When to stop improving the plan and its bound; 0 returns the first plan,
-            with the area bound.
+        time_limit_s: When to stop improving the plan and its bound, in seconds after kernels
+            are compiled; 0 returns the first plan, with the area bound.
 
     Raises:
         InputError: The batch or the set of degrees is empty, or a length is not >= 1.
         InfeasibleError: A sequence is longer than any group can hold.
     """
     checks.not_negative("time_limit_s", time_limit_s)
+    warm_up()
     started_s = clock()
     usable = usable_degrees(profile=profile, num_ranks=num_ranks, degrees=degrees)
     check_lengths(lengths, profile=profile, degrees=usable)

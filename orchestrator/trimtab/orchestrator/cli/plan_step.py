@@ -1,5 +1,6 @@
 """`trimtab plan-step`: the sequence groups of one step, from a profile and a lengths file."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,11 +42,19 @@ def plan_step(
             "--batch", metavar="START:END", help="Plan these lines of the file only (0-based)."
         ),
     ] = None,
+    time_limit: Annotated[
+        float,
+        typer.Option(
+            "--time-limit",
+            help="Seconds to improve the first plan and its bound; 0 takes the first plan.",
+        ),
+    ] = 1.0,
     json: JsonOption = False,
 ) -> None:
     """Plan one step: which GPUs share which sequences, wave by wave.
 
-    Lengths are used as given: none is padded, split or dropped.
+    Lengths are used as given: none is padded, split or dropped. Times are wall seconds after
+    imports and compilation.
     """
     from trimtab.orchestrator import api, plan_json
 
@@ -53,11 +62,15 @@ def plan_step(
         raise InputError(f"--gpus: expected a whole number >= 1, got {gpus}")
     if gpus > _MOST_GPUS:
         raise InputError(f"--gpus: at most {_MOST_GPUS:,} can be planned, got {gpus}")
+    if not 0 <= time_limit < math.inf:
+        raise InputError(f"--time-limit: expected seconds >= 0, got {time_limit}")
     start, end = _line_range(batch)
     coefficients = api.load_profile(profile)
     batch_lengths = api.load_lengths(lengths, start=start, end=end)
     try:
-        step_plan = api.plan_step(batch_lengths, profile=coefficients, num_ranks=gpus)
+        step_plan = api.plan_step(
+            batch_lengths, profile=coefficients, num_ranks=gpus, time_limit_s=time_limit
+        )
     except InfeasibleError as error:
         index = batch_lengths.index(max(batch_lengths))
         reason = str(error).removeprefix(f"lengths[{index}]: ")
@@ -116,6 +129,12 @@ def _show(
         f"{counted(len(step_plan.waves), 'wave')}; "
         f"{step_plan.method}, solved in {duration_text(step_plan.solve_s)}"
     )
+    if step_plan.first_step_s is not None and step_plan.first_plan_s is not None:
+        out.print(
+            f"first plan after {duration_text(step_plan.first_plan_s)}: "
+            f"step {duration_text(step_plan.first_step_s)}, "
+            f"{step_plan.first_step_s / step_plan.step_s - 1:.1%} longer"
+        )
     if uniform is not None:
         out.print(
             f"best uniform degree {uniform.degrees[0]}: step {duration_text(uniform.step_s)}, "
