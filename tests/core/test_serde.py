@@ -13,6 +13,7 @@ from trimtab.core.cluster import ClusterSpec, GpuSpec, IslandLink, Link, NicSpec
 from trimtab.core.errors import InputError
 from trimtab.core.job import JobState, TrainingSpec
 from trimtab.core.plan import Layout, SequenceGroup, StagePath, StepPlan, TimePart, Wave
+from trimtab.core.profile import DegreeBandwidth, StepProfile
 
 SIZES = st.integers(min_value=1, max_value=10**15)
 RATES = st.floats(min_value=1e-9, max_value=1e18)
@@ -93,6 +94,21 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
     if origin in (types.UnionType, typing.Union):
         return st.one_of(
             *(st.none() if part is types.NoneType else _values(part) for part in arguments)
+        )
+    if hint is StepProfile:
+        return st.builds(
+            StepProfile,
+            name=NAMES,
+            num_gpus=SIZES,
+            gpus_per_node=SIZES,
+            quadratic_s=TIMES,
+            linear_s=RATES,
+            fixed_s=TIMES,
+            alltoall_bytes_per_token=TIMES,
+            bandwidths=st.builds(
+                DegreeBandwidth, degree=st.integers(2, 64), bytes_per_s=RATES
+            ).map(lambda entry: (entry,)),
+            token_cap=SIZES,
         )
     if hint is TimePart:
         return st.builds(TimePart, name=NAMES, seconds=TIMES)

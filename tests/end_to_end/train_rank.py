@@ -22,7 +22,7 @@ from trimtab.core import serde
 from trimtab.core.events import AnyEvent, EvaluationFinished, StepFinished, StepSummarized
 from trimtab.core.job import JobSpec
 from trimtab.core.plan import Layout, StepPlan
-from trimtab.launch.plans import PlanAnswer
+from trimtab.launch.plans import MeasuredStep, PlanAnswer
 from trimtab.launch.runtime import attention, engine_megatron, worker
 from trimtab.launch.runtime.context import RankContext
 
@@ -41,6 +41,8 @@ class GivenPlans:
 
     def take(self, step: int, _lengths: Sequence[int]) -> PlanAnswer:
         return PlanAnswer(plan=self._plans[step - 1])
+
+    def learn(self, _steps: Sequence[MeasuredStep]) -> None: ...
 
     def fast(self, _lengths: Sequence[int]) -> StepPlan:
         return self._plans[-1]

@@ -9,8 +9,10 @@ import pytest
 
 from trimtab.core.errors import TrimtabError
 from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.launch.plans import MeasuredStep
 from trimtab.orchestrator.plan_ahead import PlanAhead
 from trimtab.orchestrator.step_planning import StepPlanner
+from trimtab.planners.costs import group_s
 
 PLANNER = StepPlanner(
     profile=StepProfile(
@@ -57,6 +59,29 @@ def test_a_step_that_was_not_asked_for_is_planned_all_the_same(plans: PlanAhead)
 def test_a_batch_without_a_plan_is_an_error_not_a_fallback(plans: PlanAhead) -> None:
     with pytest.raises(TrimtabError, match="201"):
         plans.take(1, [201])
+
+
+def test_measured_groups_refine_the_plans_to_come(plans: PlanAhead) -> None:
+    """Groups that take twice as long as the profile says: the next prediction says so too."""
+    before = plans.take(1, LENGTHS).plan
+    waves_s = [[0.0] * len(before.waves) for _ in range(4)]
+    for index, wave in enumerate(before.waves):
+        for group in wave.groups:
+            lengths = [LENGTHS[sequence] for sequence in group.sequences]
+            for rank in group.ranks:
+                waves_s[rank][index] = 2 * group_s(
+                    lengths, group.degree, profile=PLANNER.profile
+                )
+    step = MeasuredStep(
+        plan=before, lengths=LENGTHS, waves_s=tuple(tuple(waves) for waves in waves_s)
+    )
+    plans.learn([step] * 50)
+    answer = plans.take(2, LENGTHS)
+    assert answer.refined is not None
+    assert answer.refined.error_before == pytest.approx(0.5)
+    assert answer.refined.error_after < 0.1
+    assert answer.plan.step_s == pytest.approx(2 * before.step_s, rel=0.1)
+    assert plans.take(3, LENGTHS).refined is None
 
 
 def test_a_late_plan_is_replaced_and_the_reason_told() -> None:

@@ -14,8 +14,11 @@ from trimtab.planners.calibration import (
     fit_profile,
     profile_document,
     profile_from_document,
+    refine_profile,
+    wave_samples,
 )
 from trimtab.planners.costs import group_s
+from trimtab.planners.sequences import plan_step
 
 PROFILES = Path(__file__).parents[1] / "data" / "profiles"
 
@@ -191,3 +194,52 @@ def test_a_sample_needs_a_positive_time_and_lengths() -> None:
         GroupSample(degree=1, lengths=(10,), seconds=0.0)
     with pytest.raises(InputError, match=r"sample\.lengths\[1\]"):
         GroupSample(degree=1, lengths=(10, 0), seconds=1.0)
+
+
+def test_what_was_not_measured_stays_as_it_is(small_profile: StepProfile) -> None:
+    samples = [
+        GroupSample(
+            degree=2,
+            lengths=(length, 30),
+            seconds=1.5 * group_s([length, 30], 2, profile=small_profile),
+        )
+        for length in range(40, 160, 2)
+    ]
+    refined = refine_profile(small_profile, samples)
+    assert refined.bytes_per_s(4) == pytest.approx(small_profile.bytes_per_s(4), rel=1e-3)
+    for sample in samples:
+        predicted_s = group_s(sample.lengths, 2, profile=refined)
+        assert predicted_s == pytest.approx(sample.seconds, rel=0.12)
+
+
+def test_few_groups_and_outliers_move_coefficients_little(small_profile: StepProfile) -> None:
+    exact = [
+        GroupSample(degree=1, lengths=(s,), seconds=group_s([s], 1, profile=small_profile))
+        for s in range(10, 100, 2)
+    ]
+    wild = [GroupSample(degree=1, lengths=(50,), seconds=1e4)] * 3
+    for samples in (wild[:1], exact + wild):
+        refined = refine_profile(small_profile, samples)
+        for length in (10, 50, 90):
+            before_s = group_s([length], 1, profile=small_profile)
+            assert group_s([length], 1, profile=refined) == pytest.approx(before_s, rel=0.3)
+
+
+def test_no_group_of_a_known_degree_changes_nothing(small_profile: StepProfile) -> None:
+    strange = GroupSample(degree=3, lengths=(9,), seconds=1.0)
+    assert refine_profile(small_profile, [strange]) == small_profile
+    assert refine_profile(small_profile, []) == small_profile
+
+
+def test_a_group_takes_as_long_as_its_fastest_rank(small_profile: StepProfile) -> None:
+    plan = plan_step([150, 90], profile=small_profile, num_ranks=3, clock=lambda: 0.0)
+    (wave,) = plan.waves
+    waves_s: list[tuple[float, ...]] = [(0.0,)] * 3
+    for group in wave.groups:
+        for number, rank in enumerate(group.ranks):
+            waves_s[rank] = (7.0 + number,)
+    samples = list(wave_samples(plan, [150, 90], waves_s))
+    assert {sample.seconds for sample in samples} == {7.0}
+    assert sorted(sample.lengths for sample in samples) == [(90,), (150,)]
+    waves_s[0] = ()
+    assert len(list(wave_samples(plan, [150, 90], waves_s))) == len(samples) - 1

@@ -5,6 +5,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trimtab.core.plan import StepPlan
+from trimtab.core.profile import StepProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refinement:
+    """New coefficients for plans, and how well the groups that they rest on are predicted."""
+
+    profile: StepProfile
+    num_groups: int
+    error_before: float
+    """Median of |predicted - measured| / measured, by the coefficients before."""
+    error_after: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +25,18 @@ class PlanAnswer:
 
     plan: StepPlan
     late: str | None = None
+    refined: Refinement | None = None
+    """Coefficients that this plan is the first to rest on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStep:
+    """What every rank has taken for the waves of a step."""
+
+    plan: StepPlan
+    lengths: tuple[int, ...]
+    waves_s: tuple[tuple[float, ...], ...]
+    """By rank, then by wave; 0 where the rank had no group."""
 
 
 class StepPlans(Protocol):
@@ -23,6 +47,9 @@ class StepPlans(Protocol):
 
     def take(self, step: int, lengths: Sequence[int]) -> PlanAnswer:
         """The plan of a step, or a fast one when it is late."""
+
+    def learn(self, steps: Sequence[MeasuredStep]) -> None:
+        """Let measured steps refine the coefficients; returns at once."""
 
     def fast(self, lengths: Sequence[int]) -> StepPlan:
         """A plan at once, for a batch that was not asked for before."""

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from trimtab.core import checks
 from trimtab.core.job import JobState
 from trimtab.core.plan import StepPlan, TimePart
+from trimtab.core.profile import StepProfile
 
 Severity = Literal["info", "warning", "critical"]
 SEVERITIES: tuple[str, ...] = get_args(Severity)
@@ -121,6 +122,20 @@ class StepPlanned(Event):
     plan: StepPlan
     lengths: tuple[int, ...]
     """Length of every sequence of the batch, in tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoefficientsRefined(Event):
+    """The costs that plans rest on from a step on, refined by measured groups."""
+
+    step: int
+    """The first step planned with them."""
+    profile: StepProfile
+    num_groups: int
+    """Groups that they rest on."""
+    error_before: float
+    """Median of |predicted - measured| / measured over those groups, by the costs before."""
+    error_after: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +254,7 @@ AnyEvent = (
     | RankStarted
     | RankProgressed
     | StepPlanned
+    | CoefficientsRefined
     | StepFinished
     | StepSummarized
     | EvaluationFinished

@@ -131,6 +131,8 @@ class StepPlanningSpec:
     """How long a step waits for its plan before it falls back to the fast one."""
     time_limit_s: float = 1.0
     """How long the planning process improves a plan; 0: the first plan is taken."""
+    refine_every_steps: int = 20
+    """How often measured group times refine the coefficients of coming plans; 0: never."""
 
     def __post_init__(self) -> None:
         checks.one_of("step_planning.grouping", self.grouping, GROUPINGS)
@@ -141,6 +143,9 @@ class StepPlanningSpec:
         checks.whole_number("step_planning.lookahead_steps", self.lookahead_steps)
         checks.not_negative("step_planning.deadline_s", self.deadline_s)
         checks.not_negative("step_planning.time_limit_s", self.time_limit_s)
+        checks.whole_number(
+            "step_planning.refine_every_steps", self.refine_every_steps, at_least=0
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

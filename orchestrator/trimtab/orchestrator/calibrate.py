@@ -5,7 +5,7 @@ another smallest degree, so that groups of every degree and many sizes are timed
 run can be fitted the same way.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -18,8 +18,13 @@ from trimtab.core.profile import StepProfile
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator.rundir import RunDir
 from trimtab.orchestrator.step_planning import step_planner
-from trimtab.planners.calibration import GroupSample, fit_profile
-from trimtab.planners.costs import analytic_profile, group_s
+from trimtab.planners.calibration import (
+    GroupSample,
+    fit_profile,
+    median_error,
+    wave_samples,
+)
+from trimtab.planners.costs import analytic_profile
 
 _ROUNDS = 3
 """How often each smallest degree has its turn."""
@@ -87,7 +92,7 @@ def fit_run(run: RunDir) -> Calibration:
     return Calibration(
         profile=replace(profile, hidden=job.model.hidden, num_layers=job.model.num_layers),
         num_samples=len(samples),
-        median_error_fraction=_median_error(samples, profile=profile),
+        median_error_fraction=median_error(samples, profile=profile),
     )
 
 
@@ -105,16 +110,11 @@ def group_samples(events: Iterable[AnyEvent]) -> Iterator[GroupSample]:
             case StepFinished():
                 waves_s[event.step, event.rank] = event.waves_s
     for step, planned in sorted(plans.items())[_WARM_UP_STEPS:]:
-        for index, wave in enumerate(planned.plan.waves):
-            for group in wave.groups:
-                measured = [waves_s.get((step, rank)) for rank in group.ranks]
-                if any(waves is None for waves in measured):
-                    continue  # the run ended within this step
-                yield GroupSample(
-                    degree=group.degree,
-                    lengths=tuple(planned.lengths[sequence] for sequence in group.sequences),
-                    seconds=min(waves[index] for waves in measured if waves is not None),
-                )
+        ranks = {
+            rank for wave in planned.plan.waves for group in wave.groups for rank in group.ranks
+        }
+        by_rank = [waves_s.get((step, rank), ()) for rank in range(max(ranks) + 1)]
+        yield from wave_samples(planned.plan, planned.lengths, by_rank)
 
 
 def _nominal_profile(job: JobSpec, layout: Layout) -> StepProfile:
@@ -139,10 +139,3 @@ def _step_fixed_s(events: Iterable[AnyEvent]) -> float:
         if isinstance(event, StepFinished) and event.step > _WARM_UP_STEPS
     ]
     return median(outside)
-
-
-def _median_error(samples: Sequence[GroupSample], *, profile: StepProfile) -> float:
-    return median(
-        abs(group_s(sample.lengths, sample.degree, profile=profile) / sample.seconds - 1)
-        for sample in samples
-    )

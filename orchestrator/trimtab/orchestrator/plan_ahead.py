@@ -2,7 +2,8 @@
 
 `PlanAhead` lives in rank 0 and starts this module as a child. They speak lines of JSON over
 pipes: first the `StepPlanner`, then for each step `{"step": 7, "lengths": [...]}` one way and
-`{"step": 7, "plan": {...}}` or `{"step": 7, "error": "..."}` the other.
+`{"step": 7, "plan": {...}}` or `{"step": 7, "error": "..."}` the other. Measured groups go as
+`{"samples": [{...}]}`; the next plan's line has the coefficients they refined as `refined`.
 """
 
 import contextlib
@@ -11,17 +12,29 @@ import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from trimtab.core import serde
 from trimtab.core.errors import TrimtabError
 from trimtab.core.plan import StepPlan
-from trimtab.launch.plans import PlanAnswer
+from trimtab.core.profile import StepProfile
+from trimtab.launch.plans import MeasuredStep, PlanAnswer, Refinement
 from trimtab.orchestrator.step_planning import StepPlanner
+from trimtab.planners.calibration import (
+    GroupSample,
+    median_error,
+    refine_profile,
+    wave_samples,
+)
 
 _NICENESS = 10
 """The child yields to training where they share a core."""
+
+_MOST_SAMPLES = 2_000
+"""Measured groups that the coefficients rest on; older ones are forgotten."""
 
 
 class PlanAhead:
@@ -40,6 +53,7 @@ class PlanAhead:
         """
         self._planner, self._deadline_s = planner, deadline_s
         self._questions: dict[int, Sequence[int]] = {}
+        self._samples: list[GroupSample] = []
         self._in_question: int | None = None
         self._answers: dict[int, dict[str, Any]] = {}
         self._taken_step = 0
@@ -81,7 +95,21 @@ class PlanAhead:
             return PlanAnswer(plan=self.fast(lengths), late=self._why_late())
         if "error" in answer:
             raise TrimtabError(answer["error"])
-        return PlanAnswer(plan=serde.from_document(StepPlan, answer["plan"]))
+        refined = answer.get("refined")
+        return PlanAnswer(
+            plan=serde.from_document(StepPlan, answer["plan"]),
+            refined=None if refined is None else serde.from_document(Refinement, refined),
+        )
+
+    def learn(self, steps: Sequence[MeasuredStep]) -> None:
+        """Have the coefficients of the plans that are not made yet refined; returns at once."""
+        samples = [
+            sample
+            for step in steps
+            for sample in wave_samples(step.plan, step.lengths, step.waves_s)
+        ]
+        with self._changed:
+            self._samples += samples
 
     def fast(self, lengths: Sequence[int]) -> StepPlan:
         """A plan at once, in this process."""
@@ -120,7 +148,9 @@ class PlanAhead:
         with contextlib.suppress(BrokenPipeError):
             self._write(serde.to_json(self._planner))
             while (question := self._next_question()) is not None:
-                step, lengths = question
+                step, lengths, samples = question
+                if samples:
+                    self._write(json.dumps({"samples": [asdict(each) for each in samples]}))
                 self._write(json.dumps({"step": step, "lengths": list(lengths)}))
                 assert self._process.stdout is not None
                 reply = self._process.stdout.readline()
@@ -129,14 +159,15 @@ class PlanAhead:
                 self._keep(json.loads(reply))
         self._end()
 
-    def _next_question(self) -> tuple[int, Sequence[int]] | None:
+    def _next_question(self) -> tuple[int, Sequence[int], list[GroupSample]] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._questions or self._is_over)
             if self._is_over:
                 return None
             step = min(self._questions)
             self._in_question = step
-            return step, self._questions.pop(step)
+            samples, self._samples = self._samples, []
+            return step, self._questions.pop(step), samples
 
     def _keep(self, answer: dict[str, Any]) -> None:
         with self._changed:
@@ -160,15 +191,34 @@ def main() -> None:
     """Answer every line of standard input until it ends."""
     os.nice(_NICENESS)
     planner = serde.from_json(StepPlanner, sys.stdin.readline())
+    samples: deque[GroupSample] = deque(maxlen=_MOST_SAMPLES)
+    refined: Refinement | None = None
     for line in sys.stdin:
         question = json.loads(line)
+        if "samples" in question:
+            samples.extend(GroupSample(**sample) for sample in question["samples"])
+            refined = _refined(planner.profile, samples)
+            planner = replace(planner, profile=refined.profile)
+            continue
         answer: dict[str, Any] = {"step": question["step"]}
         try:
             plan = planner.plan(question["lengths"], step=question["step"])
             answer["plan"] = serde.to_document(plan)
+            if refined is not None:
+                answer["refined"], refined = serde.to_document(refined), None
         except TrimtabError as error:
             answer["error"] = str(error)
         print(json.dumps(answer), flush=True)
+
+
+def _refined(profile: StepProfile, samples: Sequence[GroupSample]) -> Refinement:
+    after = refine_profile(profile, samples)
+    return Refinement(
+        profile=after,
+        num_groups=len(samples),
+        error_before=median_error(samples, profile=profile),
+        error_after=median_error(samples, profile=after),
+    )
 
 
 if __name__ == "__main__":

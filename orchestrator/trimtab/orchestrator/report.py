@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final, NamedTuple, TypeVar
 
+from trimtab.core.errors import InputError
 from trimtab.core.events import (
     STEP_PARTS,
     AnyEvent,
     AttemptStarted,
     CheckpointSaved,
+    CoefficientsRefined,
     EvaluationFinished,
     Event,
     JobFinished,
@@ -28,14 +30,19 @@ from trimtab.core.events import (
 from trimtab.core.job import Grouping, JobHandle, Request
 from trimtab.core.model import MFU_FORMULA, mfu
 from trimtab.core.plan import JobPlan, TimePart
+from trimtab.core.profile import StepProfile
 from trimtab.core.units import flop_rate_text
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator.report_steps import StepsTaken
 from trimtab.orchestrator.rundir import RunDir
+from trimtab.orchestrator.step_planning import step_planner
+from trimtab.planners.calibration import wave_samples
+from trimtab.planners.costs import group_s
 
 _REPORTED: Final = (
     AttemptStarted,
     CheckpointSaved,
+    CoefficientsRefined,
     EvaluationFinished,
     JobFinished,
     RankStarted,
@@ -93,6 +100,18 @@ class TimeSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupErrors:
+    """Groups of one degree, each predicted by the coefficients in force at its step."""
+
+    degree: int
+    num_groups: int
+    ratio: float
+    """Median of predicted / measured."""
+    error_fraction: float
+    """Median of |predicted - measured| / measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSummary:
     """What the step plans were, and how their forecasts held."""
 
@@ -109,6 +128,10 @@ class PlanSummary:
     """That over the measured median; 1 is exact. None before the first step."""
     step_error_fraction: float | None
     """Median over steps of |planned - measured| / measured."""
+    groups: tuple[GroupErrors, ...]
+    """How the groups of each degree were predicted, ascending by degree."""
+    num_refinements: int
+    """How often measured groups refined the coefficients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +221,7 @@ def summarize(record: RunRecord) -> RunReport:
         num_attempts=max(1, len(_of(record.events, AttemptStarted))),
         loss=_loss_summary(steps, record.events),
         times=_time_summary(steps, record) if steps.summaries else None,
-        plans=_plan_summary(steps, record.plan) if steps.plans else None,
+        plans=_plan_summary(steps, record) if steps.plans else None,
         goodput_fraction=_goodput_fraction(steps, record),
         checkpoints=tuple(dict.fromkeys(e.step for e in _of(record.events, CheckpointSaved))),
     )
@@ -314,7 +337,11 @@ def _mfu(measured: Sequence[StepSummarized], steps: StepsTaken, record: RunRecor
     )
 
 
-def _plan_summary(steps: StepsTaken, plan: JobPlan) -> PlanSummary:
+def _plan_summary(steps: StepsTaken, record: RunRecord) -> PlanSummary:
+    try:
+        profile = step_planner(*record.request.training).profile
+    except InputError:  # planned without costs, with one degree for all
+        profile = None
     plans = [event.plan for event in steps.plans.values()]
     times = {step: steps.summaries[step].step_s for step in steps.measured}
     errors = [
@@ -322,7 +349,7 @@ def _plan_summary(steps: StepsTaken, plan: JobPlan) -> PlanSummary:
         for step, step_s in times.items()
         if step in steps.plans
     ]
-    forecast_s = plan.forecast.step_s
+    forecast_s = record.plan.forecast.step_s
     return PlanSummary(
         num_plans=len(plans),
         mixed_fraction=sum(len(plan.degrees) > 1 for plan in plans) / len(plans),
@@ -332,6 +359,36 @@ def _plan_summary(steps: StepsTaken, plan: JobPlan) -> PlanSummary:
         forecast_step_s=forecast_s,
         forecast_ratio=forecast_s / median(times.values()) if times else None,
         step_error_fraction=median(errors) if errors else None,
+        groups=_group_errors(steps, profile),
+        num_refinements=len(steps.refinements),
+    )
+
+
+def _group_errors(steps: StepsTaken, profile: StepProfile | None) -> tuple[GroupErrors, ...]:
+    """Predicted against measured times of the groups of all measured steps."""
+    refined = sorted(steps.refinements.items())
+    ratios: dict[int, list[float]] = {}
+    for step in sorted(steps.measured & steps.plans.keys()):
+        in_force = next((each for since, each in reversed(refined) if since <= step), profile)
+        if in_force is None:
+            continue
+        planned = steps.plans[step]
+        num_ranks = 1 + max(rank for at, rank in steps.rank_steps if at == step)
+        waves_s = [
+            event.waves_s if (event := steps.rank_steps.get((step, rank))) else ()
+            for rank in range(num_ranks)
+        ]
+        for sample in wave_samples(planned.plan, planned.lengths, waves_s):
+            predicted_s = group_s(sample.lengths, sample.degree, profile=in_force)
+            ratios.setdefault(sample.degree, []).append(predicted_s / sample.seconds)
+    return tuple(
+        GroupErrors(
+            degree=degree,
+            num_groups=len(each),
+            ratio=median(each),
+            error_fraction=median(abs(ratio - 1) for ratio in each),
+        )
+        for degree, each in sorted(ratios.items())
     )
 
 

@@ -6,11 +6,13 @@ from typing import Final
 from trimtab.core.events import (
     AnyEvent,
     AttemptStarted,
+    CoefficientsRefined,
     RankStarted,
     StepFinished,
     StepPlanned,
     StepSummarized,
 )
+from trimtab.core.profile import StepProfile
 
 WARMUP_STEPS: Final = 2
 """Of every attempt; their times are not measured."""
@@ -21,6 +23,8 @@ class StepsTaken:
 
     summaries: Mapping[int, StepSummarized]
     plans: Mapping[int, StepPlanned]
+    refinements: Mapping[int, StepProfile]
+    """Coefficients by the first step planned with them."""
     rank_steps: Mapping[tuple[int, int], StepFinished]
     """By step and rank."""
     measured: frozenset[int]
@@ -32,6 +36,7 @@ class StepsTaken:
         summaries: dict[int, StepSummarized] = {}
         plans: dict[int, StepPlanned] = {}
         rank_steps: dict[tuple[int, int], tuple[int, StepFinished]] = {}
+        refinements: dict[int, StepProfile] = {}
         warmup: dict[int, bool] = {}
         attempts: dict[int, int] = {}
         ranks: list[dict[int, RankStarted]] = [{}]
@@ -50,10 +55,13 @@ class StepsTaken:
                     warmup[event.step] = num_in_attempt <= WARMUP_STEPS
                 case StepPlanned():
                     plans[event.step] = event
+                case CoefficientsRefined():
+                    refinements[event.step] = event.profile
                 case StepFinished():
                     rank_steps[event.step, event.rank] = (len(ranks) - 1, event)
         self.summaries = dict(sorted(summaries.items()))
         self.plans = dict(sorted(plans.items()))
+        self.refinements = refinements
         self.rank_steps = {
             (step, rank): event
             for (step, rank), (attempt, event) in rank_steps.items()

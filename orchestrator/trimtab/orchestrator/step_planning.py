@@ -25,7 +25,7 @@ class StepPlanner:
     grouping: Grouping
     uniform_degree: int | None
     time_limit_s: float = 0.0
-    """How long a plan is improved; 0 gives plans that do not depend on how fast the machine is."""
+    """How long a plan is improved; 0: plans do not depend on how fast the machine is."""
 
     def plan(self, lengths: Sequence[int], *, step: int) -> StepPlan:
         """The plan of a step.

@@ -8,8 +8,9 @@ GitHub's 15722 ms, as published; with 2**20 the latter two are 19903 and 15803 m
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 
 from trimtab.core import checks
 from trimtab.core.errors import InputError, unknown_name_message
+from trimtab.core.plan import StepPlan
 from trimtab.core.profile import DegreeBandwidth, StepProfile
 from trimtab.core.units import GB, MB, MS
+from trimtab.planners.costs import group_s
 
 _REQUIRED = (
     "model",
@@ -54,6 +57,8 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
 }
 _SMALLEST_SHARE = 1e-3
 """A fitted linear or all-to-all time is at least this share of the time per token."""
+_PRIOR_GROUPS = 1.0
+"""As many measured groups each coefficient in force counts for when it is refined."""
 
 
 def profile_from_document(document: Mapping[str, Any]) -> StepProfile:
@@ -192,6 +197,77 @@ def fit_profile(
     )
 
 
+def wave_samples(
+    plan: StepPlan, lengths: Sequence[int], waves_s: Sequence[Sequence[float]]
+) -> Iterator[GroupSample]:
+    """The groups of a measured step.
+
+    A group's time is that of the rank that took least: the others waited for it to arrive.
+
+    Args:
+        plan: What ran.
+        lengths: Tokens of every sequence of the batch.
+        waves_s: Seconds by rank, then by wave; a rank that is not known has none.
+    """
+    for index, wave in enumerate(plan.waves):
+        for group in wave.groups:
+            if all(waves_s[rank] for rank in group.ranks):
+                yield GroupSample(
+                    degree=group.degree,
+                    lengths=tuple(lengths[sequence] for sequence in group.sequences),
+                    seconds=min(waves_s[rank][index] for rank in group.ranks),
+                )
+
+
+def refine_profile(profile: StepProfile, samples: Sequence[GroupSample]) -> StepProfile:
+    """`profile` with coefficients moved towards what measured groups took.
+
+    The same robust fit as `fit_profile`, with every coefficient of the profile as
+    `_PRIOR_GROUPS` more groups that took just what it says: what the samples say nothing about,
+    say a degree that no plan used, stays as it is, and few samples change little.
+
+    Args:
+        profile: The coefficients in force.
+        samples: Measured groups, of any number and any degrees of the profile.
+    """
+    wide = [entry.degree for entry in profile.bandwidths]
+    known = [sample for sample in samples if sample.degree in profile.degrees]
+    if not known:
+        return profile
+    columns, seconds = _columns(known, wide=wide)
+    alltoall = profile.alltoall_bytes_per_token
+    before = np.array([
+        profile.quadratic_s, profile.linear_s, profile.fixed_s,
+        *(alltoall / entry.bytes_per_s for entry in profile.bandwidths),
+    ])  # fmt: skip
+    prior = np.sqrt(_PRIOR_GROUPS) * np.eye(len(before))[before > 0]
+    shares = _robust_fit(columns * before, seconds, prior=prior)
+    after = before * np.where(before > 0, np.maximum(shares, _SMALLEST_SHARE), 1.0)
+    return replace(
+        profile,
+        quadratic_s=float(after[0]),
+        linear_s=float(after[1]),
+        fixed_s=float(after[2]),
+        bandwidths=tuple(
+            DegreeBandwidth(degree=degree, bytes_per_s=alltoall / float(per_token_s))
+            if per_token_s > 0
+            else entry
+            for degree, per_token_s, entry in zip(
+                wide, after[3:], profile.bandwidths, strict=True
+            )
+        ),
+        evidence="measured",
+    )
+
+
+def median_error(samples: Sequence[GroupSample], *, profile: StepProfile) -> float:
+    """Median of |predicted - measured| / measured over groups."""
+    return median(
+        abs(group_s(sample.lengths, sample.degree, profile=profile) / sample.seconds - 1)
+        for sample in samples
+    )
+
+
 def _check_samples(samples: Sequence[GroupSample]) -> None:
     singles = [sample for sample in samples if sample.degree == 1]
     if len(singles) < 3 or len({sum(sample.lengths) for sample in singles}) < 2:
@@ -253,8 +329,16 @@ def _columns(
     return columns, np.array([sample.seconds for sample in samples])
 
 
-def _robust_fit(columns: NDArray[np.float64], seconds: NDArray[np.float64]) -> list[float]:
+def _robust_fit(
+    columns: NDArray[np.float64],
+    seconds: NDArray[np.float64],
+    *,
+    prior: NDArray[np.float64] | None = None,
+) -> list[float]:
     """Coefficients >= 0 of relative least squares, reweighted by Huber's rule.
+
+    Rows of `prior` are further equations, never reweighted, whose right side is their sum: met
+    where every coefficient is 1.
 
     Source: Huber (1964), threshold 1.345 standard deviations, scale from the median deviation.
     """
@@ -262,7 +346,11 @@ def _robust_fit(columns: NDArray[np.float64], seconds: NDArray[np.float64]) -> l
     coefficients = np.zeros(columns.shape[1])
     for _ in range(10):
         scale = np.sqrt(weights) / seconds
-        coefficients = _non_negative_fit(columns * scale[:, None], seconds * scale)
+        rows, target = columns * scale[:, None], seconds * scale
+        if prior is not None:
+            rows = np.concatenate([rows, prior])
+            target = np.concatenate([target, prior.sum(axis=1)])
+        coefficients = _non_negative_fit(rows, target)
         errors = np.abs(columns @ coefficients / seconds - 1)
         spread = 1.4826 * float(np.median(errors)) + 1e-9
         weights = np.minimum(1.0, 1.345 * spread / np.maximum(errors, 1e-12))

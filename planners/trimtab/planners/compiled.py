@@ -42,3 +42,14 @@ def ints(values: Iterable[int]) -> Ints:
     """What kernels read and write as whole numbers."""
     kept = list(values)
     return np.array(kept, dtype=np.int64) if IS_COMPILED else kept  # type: ignore[return-value]
+
+
+def zero_floats(number: int) -> Floats:
+    """So many zeros, for kernels to write to."""
+    return np.zeros(number) if IS_COMPILED else [0.0] * number  # type: ignore[return-value]
+
+
+def zero_ints(number: int) -> Ints:
+    """So many zeros, for kernels to write to."""
+    zeros = np.zeros(number, dtype=np.int64)
+    return zeros if IS_COMPILED else [0] * number  # type: ignore[return-value]

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from trimtab.core.profile import StepProfile
 from trimtab.planners import kernels
-from trimtab.planners.compiled import Floats, floats, ints
+from trimtab.planners.compiled import Floats, floats, ints, zero_floats, zero_ints
 from trimtab.planners.costs import token_s
 
 _NUM_STRETCHES, _WIDEST_STRETCH, _MOST_DOUBT = 6, 2.5, 0.35
@@ -118,17 +118,17 @@ class PackingSearch:
         num_groups = batch.first_group[num_options]
         num_logged = sum(costs.counts)
         self._out = kernels.Filling(
-            taken=ints([0] * num_sizes),
-            open_groups=ints([0] * num_options),
-            group_work=floats([0.0] * num_groups),
-            group_tokens=ints([0] * num_groups),
-            log_group=ints([0] * num_logged),
-            log_size=ints([0] * num_logged),
-            log_count=ints([0] * num_logged),
+            taken=zero_ints(num_sizes),
+            open_groups=zero_ints(num_options),
+            group_work=zero_floats(num_groups),
+            group_tokens=zero_ints(num_groups),
+            log_group=zero_ints(num_logged),
+            log_size=zero_ints(num_logged),
+            log_count=zero_ints(num_logged),
         )
         _, fewest, _ = kernels.area_of(batch, batch.counts)
         self._room = min(num_logged, max(_LEAST_ROOM, _MOST_WAVES * (fewest + 1)))
-        self._left, self._best = ints([0] * num_sizes), ints([0] * num_sizes)
+        self._left, self._best = zero_ints(num_sizes), zero_ints(num_sizes)
         self._order = ints(range(self._room))
         self._new = self._empty_waves()
         self._random = ints([_SEED])
@@ -210,9 +210,9 @@ class PackingSearch:
 
     def _empty_waves(self) -> kernels.Waves:
         return kernels.Waves(
-            counts=ints([0] * (self._room * len(self.costs.sizes))),
-            target_s=floats([0.0] * self._room),
-            wave_s=floats([0.0] * self._room),
+            counts=zero_ints(self._room * len(self.costs.sizes)),
+            target_s=zero_floats(self._room),
+            wave_s=zero_floats(self._room),
         )
 
 

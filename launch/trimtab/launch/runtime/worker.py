@@ -21,6 +21,7 @@ from trimtab.core.errors import InputError, JobFailedError, NoRestartError
 from trimtab.core.events import (
     Alert,
     CheckpointSaved,
+    CoefficientsRefined,
     EvaluationFinished,
     RankStarted,
     RunResumed,
@@ -30,7 +31,7 @@ from trimtab.core.events import (
 )
 from trimtab.core.job import JobSpec
 from trimtab.core.plan import Layout, SequenceGroup, StepPlan
-from trimtab.launch.plans import StepPlans
+from trimtab.launch.plans import MeasuredStep, StepPlans
 from trimtab.launch.runtime.batches import BatchSampler, SequenceSet, open_corpus
 from trimtab.launch.runtime.checkpoint import checkpoints_of
 from trimtab.launch.runtime.clock import StepClock
@@ -117,6 +118,7 @@ class Trainer:
             job.model, layout, training=job.training, clock=self._clock
         )
         self._groups = GroupCache(range(layout.group_ranks))
+        self._measured: list[tuple[StepPlan, tuple[int, ...], tuple[float, ...]]] = []
         self._report_start(context)
         self.finished_steps = self._restore()
         self._saved_step = self.finished_steps
@@ -166,6 +168,7 @@ class Trainer:
                 waves_s=times.waves_s,
             )
         )
+        self._learn(plan, lengths, times.waves_s)
         if self._rank == 0:
             self._telemetry.emit(
                 StepSummarized(
@@ -229,6 +232,17 @@ class Trainer:
             answer = self._plans.take(step, lengths)
             if answer.late is not None:
                 self._alert(f"step {step}: {answer.late}", step=step)
+            if answer.refined is not None:
+                self._telemetry.emit(
+                    CoefficientsRefined(
+                        time_s=time.time(),
+                        step=step,
+                        profile=answer.refined.profile,
+                        num_groups=answer.refined.num_groups,
+                        error_before=answer.refined.error_before,
+                        error_after=answer.refined.error_after,
+                    )
+                )
             message = [answer.plan]
         dist.broadcast_object_list(message)
         (plan,) = message
@@ -238,6 +252,26 @@ class Trainer:
                 StepPlanned(time_s=time.time(), step=step, plan=plan, lengths=tuple(lengths))
             )
         return plan
+
+    def _learn(self, plan: StepPlan, lengths: list[int], waves_s: tuple[float, ...]) -> None:
+        """Now and then, send what the last steps' waves took to whoever plans; collective."""
+        every = self._job.step_planning.refine_every_steps
+        if not every:
+            return
+        self._measured.append((plan, tuple(lengths), waves_s))
+        if len(self._measured) < every:
+            return
+        mine = [waves for _, _, waves in self._measured]
+        by_rank: list[list[tuple[float, ...]]] = [mine] * dist.get_world_size()
+        dist.gather_object(mine, by_rank if self._rank == 0 else None)
+        if self._plans is not None:
+            self._plans.learn([
+                MeasuredStep(
+                    plan=plan, lengths=lengths, waves_s=tuple(waves[at] for waves in by_rank)
+                )
+                for at, (plan, lengths, _) in enumerate(self._measured)
+            ])  # fmt: skip
+        self._measured.clear()
 
     @property
     def _last_prefetch_step(self) -> int:

@@ -77,6 +77,8 @@ def report_lines(report: "RunReport") -> list[tuple[str, str]]:
     if report.plans is not None:
         lines += [("Forecast", _forecast_text(report.plans))]
         lines += [("Step plans", _plans_text(report.plans))]
+        if report.plans.groups:
+            lines += [("Groups", _groups_text(report.plans))]
     if report.goodput_fraction is not None:
         lines.append(("Goodput", f"{report.goodput_fraction:.0%} of the time since submission"))
     lines.append(("Run directory", report.run_dir))
@@ -197,6 +199,20 @@ def _plans_text(plans: "PlanSummary") -> str:
     if plans.num_fallbacks:
         text += f"; {plans.num_fallbacks} came late and fell back"
     return text
+
+
+def _groups_text(plans: "PlanSummary") -> str:
+    """How groups were predicted, by degree: `degree 1 0.98 of measured, off by 4% (310)`."""
+    from trimtab.core.units import counted
+
+    each = "; ".join(
+        f"degree {group.degree}: {group.ratio:.2f} of measured, off by "
+        f"{group.error_fraction:.0%} (median of {group.num_groups})"
+        for group in plans.groups
+    )
+    if plans.num_refinements:
+        each += f"; coefficients refined {counted(plans.num_refinements, 'time')}"
+    return each
 
 
 def _side_by_side(comparison: "Comparison") -> list[tuple[str, str, str]]:
