@@ -65,6 +65,7 @@ profile:
   alltoall_mb_per_token: 0.001
   v_gb_per_s: {"2": 0.1}
   token_cap: 200
+step_planning: {time_limit_s: 0, refine_every_steps: 0}  # so that runs repeat exactly
 data:
   sources: [{path: documents}]
   max_seq_tokens: 256
