@@ -12,6 +12,7 @@ from trimtab.core.events import (
     AnyEvent,
     AttemptStarted,
     CheckpointSaved,
+    CoefficientsRefined,
     EvaluationFinished,
     JobFinished,
     RankStarted,
@@ -44,6 +45,7 @@ from trimtab.core.plan import (
     TimePart,
     Wave,
 )
+from trimtab.core.profile import DegreeBandwidth, StepProfile
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator.cli.main import main
 from trimtab.orchestrator.report import (
@@ -217,6 +219,46 @@ def report_of(
             submitted_s=submitted_s,
         )
     )
+
+
+def test_groups_are_compared_with_the_costs_in_force_at_their_step() -> None:
+    def profile(linear_s: float) -> StepProfile:
+        return StepProfile(
+            name="tiny",
+            num_gpus=4,
+            gpus_per_node=4,
+            quadratic_s=0.0,
+            linear_s=linear_s,
+            fixed_s=0.0,
+            alltoall_bytes_per_token=0.0,
+            bandwidths=(DegreeBandwidth(degree=2, bytes_per_s=1e9),),
+            token_cap=1000,
+        )
+
+    def refined(step: int, linear_s: float) -> CoefficientsRefined:
+        return CoefficientsRefined(
+            time_s=1.0, step=step, profile=profile(linear_s), num_groups=3,
+            error_before=0.5, error_after=0.0,
+        )  # fmt: skip
+
+    steps = [
+        event
+        for step in range(1, 6)
+        for event in (
+            planned(step),
+            *(replace(rank_step(step, rank, forward_s=1, waiting_s=0), waves_s=(0.2,))
+              for rank in range(4)),
+            finished(step, 1.0),
+        )
+    ]  # fmt: skip
+    events: list[AnyEvent] = [refined(1, 0.001), *steps[:18], refined(4, 0.002), *steps[18:]]
+    plans = report_of(attempt(1), *events).plans
+    assert plans is not None
+    assert plans.num_refinements == 2
+    wide, single = {each.degree: each for each in plans.groups}[2], plans.groups[0]
+    assert wide.num_groups == 3
+    assert wide.ratio == pytest.approx(0.002 * 400 / 2 / 0.2)
+    assert single.ratio == pytest.approx(0.002 * 100 / 0.2)
 
 
 def test_times_leave_the_first_two_steps_out_and_say_so() -> None:

@@ -234,12 +234,12 @@ def test_no_group_of_a_known_degree_changes_nothing(small_profile: StepProfile) 
 def test_a_group_takes_as_long_as_its_fastest_rank(small_profile: StepProfile) -> None:
     plan = plan_step([150, 90], profile=small_profile, num_ranks=3, clock=lambda: 0.0)
     (wave,) = plan.waves
-    waves_s: list[tuple[float, ...]] = [(0.0,)] * 3
+    waves_s: dict[int, tuple[float, ...]] = {}
     for group in wave.groups:
         for number, rank in enumerate(group.ranks):
             waves_s[rank] = (7.0 + number,)
     samples = list(wave_samples(plan, [150, 90], waves_s))
     assert {sample.seconds for sample in samples} == {7.0}
     assert sorted(sample.lengths for sample in samples) == [(90,), (150,)]
-    waves_s[0] = ()
+    del waves_s[0]
     assert len(list(wave_samples(plan, [150, 90], waves_s))) == len(samples) - 1

@@ -110,10 +110,7 @@ def group_samples(events: Iterable[AnyEvent]) -> Iterator[GroupSample]:
             case StepFinished():
                 waves_s[event.step, event.rank] = event.waves_s
     for step, planned in sorted(plans.items())[_WARM_UP_STEPS:]:
-        ranks = {
-            rank for wave in planned.plan.waves for group in wave.groups for rank in group.ranks
-        }
-        by_rank = [waves_s.get((step, rank), ()) for rank in range(max(ranks) + 1)]
+        by_rank = {rank: waves for (at, rank), waves in waves_s.items() if at == step}
         yield from wave_samples(planned.plan, planned.lengths, by_rank)
 
 

@@ -106,7 +106,7 @@ class PlanAhead:
         samples = [
             sample
             for step in steps
-            for sample in wave_samples(step.plan, step.lengths, step.waves_s)
+            for sample in wave_samples(step.plan, step.lengths, dict(enumerate(step.waves_s)))
         ]
         with self._changed:
             self._samples += samples

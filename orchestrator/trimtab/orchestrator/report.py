@@ -373,11 +373,9 @@ def _group_errors(steps: StepsTaken, profile: StepProfile | None) -> tuple[Group
         if in_force is None:
             continue
         planned = steps.plans[step]
-        num_ranks = 1 + max(rank for at, rank in steps.rank_steps if at == step)
-        waves_s = [
-            event.waves_s if (event := steps.rank_steps.get((step, rank))) else ()
-            for rank in range(num_ranks)
-        ]
+        waves_s = {
+            rank: event.waves_s for (at, rank), event in steps.rank_steps.items() if at == step
+        }
         for sample in wave_samples(planned.plan, planned.lengths, waves_s):
             predicted_s = group_s(sample.lengths, sample.degree, profile=in_force)
             ratios.setdefault(sample.degree, []).append(predicted_s / sample.seconds)

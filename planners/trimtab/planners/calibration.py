@@ -198,7 +198,7 @@ def fit_profile(
 
 
 def wave_samples(
-    plan: StepPlan, lengths: Sequence[int], waves_s: Sequence[Sequence[float]]
+    plan: StepPlan, lengths: Sequence[int], waves_s: Mapping[int, Sequence[float]]
 ) -> Iterator[GroupSample]:
     """The groups of a measured step.
 
@@ -207,11 +207,11 @@ def wave_samples(
     Args:
         plan: What ran.
         lengths: Tokens of every sequence of the batch.
-        waves_s: Seconds by rank, then by wave; a rank that is not known has none.
+        waves_s: Seconds by rank, then by wave; groups of ranks that it lacks are left out.
     """
     for index, wave in enumerate(plan.waves):
         for group in wave.groups:
-            if all(waves_s[rank] for rank in group.ranks):
+            if all(rank in waves_s for rank in group.ranks):
                 yield GroupSample(
                     degree=group.degree,
                     lengths=tuple(lengths[sequence] for sequence in group.sequences),
