@@ -241,7 +241,7 @@ def test_groups_are_compared_with_the_costs_in_force_at_their_step() -> None:
             error_before=0.5, error_after=0.0,
         )  # fmt: skip
 
-    steps = [
+    steps: list[AnyEvent] = [
         event
         for step in range(1, 6)
         for event in (
