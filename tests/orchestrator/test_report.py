@@ -241,16 +241,13 @@ def test_groups_are_compared_with_the_costs_in_force_at_their_step() -> None:
             error_before=0.5, error_after=0.0,
         )  # fmt: skip
 
-    steps: list[AnyEvent] = [
-        event
-        for step in range(1, 6)
-        for event in (
-            planned(step),
-            *(replace(rank_step(step, rank, forward_s=1, waiting_s=0), waves_s=(0.2,))
-              for rank in range(4)),
-            finished(step, 1.0),
-        )
-    ]  # fmt: skip
+    steps: list[AnyEvent] = []
+    for step in range(1, 6):
+        steps.append(planned(step))
+        for rank in range(4):
+            timed = rank_step(step, rank, forward_s=1, waiting_s=0)
+            steps.append(replace(timed, waves_s=(0.2,)))
+        steps.append(finished(step, 1.0))
     events: list[AnyEvent] = [refined(1, 0.001), *steps[:18], refined(4, 0.002), *steps[18:]]
     plans = report_of(attempt(1), *events).plans
     assert plans is not None
