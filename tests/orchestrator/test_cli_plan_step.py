@@ -25,6 +25,7 @@ def lengths(tmp_path: Path) -> Path:
 
 def _plan_step(capsys: pytest.CaptureFixture[str], lengths: Path, *argv: str) -> dict[str, Any]:
     options = ["--profile", str(PROFILE), "--lengths", str(lengths), "--json"]
+    options += ["--time-limit", "0.2"]  # a later one counts
     assert main(["plan-step", *options, *argv]) == 0
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
     return document
@@ -122,7 +123,7 @@ def test_the_drawing_shows_groups_over_ranks(
 ) -> None:
     path = tmp_path / "lengths.txt"
     path.write_text("20000\n6000\n6000\n")
-    argv = ["plan-step", "-p", str(PROFILE), "-l", str(path), "-n", "6"]
+    argv = ["plan-step", "-p", str(PROFILE), "-l", str(path), "-n", "6", "--time-limit", "0"]
     assert main(argv) == 0
     text = capsys.readouterr().out
     assert "1 x degree 4  2 x degree 1" in text
