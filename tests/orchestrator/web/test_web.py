@@ -13,8 +13,16 @@ import pytest
 from starlette.testclient import TestClient
 
 from trimtab.core.errors import InputError
-from trimtab.core.events import AnyEvent, AttemptEnded, NodeLost, RankExited, StepFinished
+from trimtab.core.events import (
+    AnyEvent,
+    AttemptEnded,
+    CoefficientsRefined,
+    NodeLost,
+    RankExited,
+    StepFinished,
+)
 from trimtab.core.job import JobState
+from trimtab.core.profile import StepProfile
 from trimtab.orchestrator.rundir import RunDir
 from trimtab.orchestrator.web.server import STATIC, bind, create_app, make_server
 
@@ -184,6 +192,22 @@ def test_a_dead_rank_and_its_last_words_are_noted(sample: Sample) -> None:
     assert run["ranks"][2]["state"] == "failed"
     assert run["notes"][-1]["text"] == "rank 2 was killed by SIGKILL"
     assert run["notes"][-1]["severity"] == "critical"
+
+
+def test_refined_costs_are_noted(sample: Sample) -> None:
+    profile = StepProfile(
+        name="tiny", num_gpus=4, gpus_per_node=4, quadratic_s=0.0, linear_s=1e-3, fixed_s=0.0,
+        alltoall_bytes_per_token=0.0, bandwidths=(), token_cap=9,
+    )  # fmt: skip
+    sample.start().append(
+        CoefficientsRefined(
+            time_s=9.0, step=21, profile=profile, num_groups=80, error_before=0.25,
+            error_after=0.06,
+        )
+    )  # fmt: skip
+    note = snapshot(sample)["notes"][-1]
+    assert "from step 21 on, by 80 measured groups: predictions were off by 25%" in note["text"]
+    assert note["severity"] == "info"
 
 
 def test_a_plan_has_every_group_with_its_predicted_time(sample: Sample) -> None:

@@ -222,6 +222,14 @@ def _resumed(view: RunView, fields: Fields, event_id: int) -> None:
     view._note(fields, event_id, severity="info", text=text)
 
 
+def _refined(view: RunView, fields: Fields, event_id: int) -> None:
+    text = (
+        f"costs refined from step {fields['step']} on, by {fields['num_groups']} measured groups: "
+        f"predictions were off by {fields['error_before']:.0%}, now by {fields['error_after']:.0%}"
+    )
+    view._note(fields, event_id, severity="info", text=text)
+
+
 def _gpu_sampled(view: RunView, fields: Fields, event_id: int) -> None:
     names = (
         "host",
@@ -266,6 +274,7 @@ _HANDLERS: Mapping[str, Callable[[RunView, Fields, int], None]] = {
     "RankStarted": _rank_started,
     "RankProgressed": _rank_progressed,
     "StepPlanned": _step_planned,
+    "CoefficientsRefined": _refined,
     "StepFinished": _step_finished,
     "StepSummarized": _step_summarized,
     "EvaluationFinished": _evaluated,
