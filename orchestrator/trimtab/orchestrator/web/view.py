@@ -224,8 +224,9 @@ def _resumed(view: RunView, fields: Fields, event_id: int) -> None:
 
 def _refined(view: RunView, fields: Fields, event_id: int) -> None:
     text = (
-        f"costs refined from step {fields['step']} on, by {fields['num_groups']} measured groups: "
-        f"predictions were off by {fields['error_before']:.0%}, now by {fields['error_after']:.0%}"
+        f"costs refined from step {fields['step']} on, by {fields['num_groups']} measured "
+        f"groups: predictions were off by {fields['error_before']:.0%}, now by "
+        f"{fields['error_after']:.0%}"
     )
     view._note(fields, event_id, severity="info", text=text)
 
