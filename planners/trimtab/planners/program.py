@@ -2,12 +2,12 @@
 
 Waves are sorted into classes by their time. Within a class, the sequences are spread over the
 degrees as a fluid: which group and which wave of the class holds one is forgotten. (A column
-for every group a class could have, priced by knapsacks, gives no more than this and costs a
-hundred times as much.) That alone is little more than the area bound, for it lets every
-sequence have a small part of a wave that lasts just as long as suits it. So the number of waves
-longer than a time, which is whole, is branched on. The dual prices of every leaf are the
-certificate (`bounds.certified_bound_s`); they hold whether or not the program, its buckets or
-its solver were exact.
+for every group, priced by knapsacks, gave no more on real batches and took fifty times as
+long.) That alone is little more than the area bound, for it lets every sequence have a small
+part of a wave that lasts just as long as suits it. So the number of waves longer than a time,
+which is whole, is branched on. The dual prices of every leaf are the certificate
+(`bounds.certified_bound_s`); they hold whether or not the program, its buckets or its solver
+were exact.
 """
 
 import heapq
