@@ -256,6 +256,11 @@ def test_groups_are_compared_with_the_costs_in_force_at_their_step() -> None:
     assert wide.num_groups == 3
     assert wide.ratio == pytest.approx(0.002 * 400 / 2 / 0.2)
     assert single.ratio == pytest.approx(0.002 * 100 / 0.2)
+    again = report_of(attempt(1), *events, attempt(2), *steps[12:]).plans
+    assert again is not None
+    assert (
+        again.groups == ()
+    )  # a restart plans with the job's own costs, which there are none of
 
 
 def test_times_leave_the_first_two_steps_out_and_say_so() -> None:

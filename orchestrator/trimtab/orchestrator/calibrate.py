@@ -101,17 +101,16 @@ def group_samples(events: Iterable[AnyEvent]) -> Iterator[GroupSample]:
 
     A group's time is that of the rank that took least: the others waited for it to arrive.
     """
-    waves_s: dict[tuple[int, int], tuple[float, ...]] = {}
+    waves_s: dict[int, dict[int, tuple[float, ...]]] = {}
     plans: dict[int, StepPlanned] = {}
     for event in events:
         match event:
             case StepPlanned():
                 plans[event.step] = event
             case StepFinished():
-                waves_s[event.step, event.rank] = event.waves_s
+                waves_s.setdefault(event.step, {})[event.rank] = event.waves_s
     for step, planned in sorted(plans.items())[_WARM_UP_STEPS:]:
-        by_rank = {rank: waves for (at, rank), waves in waves_s.items() if at == step}
-        yield from wave_samples(planned.plan, planned.lengths, by_rank)
+        yield from wave_samples(planned.plan, planned.lengths, waves_s.get(step, {}))
 
 
 def _nominal_profile(job: JobSpec, layout: Layout) -> StepProfile:

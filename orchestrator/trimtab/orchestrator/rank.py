@@ -21,8 +21,6 @@ from trimtab.core.events import Alert
 from trimtab.core.job import Request
 from trimtab.launch.rank_environment import STORE_FD_VARIABLE
 from trimtab.launch.warm import WARM_FLAG, await_order
-from trimtab.orchestrator.plan_ahead import PlanAhead
-from trimtab.orchestrator.step_planning import step_planner
 
 if TYPE_CHECKING:
     from trimtab.launch.runtime.telemetry import Telemetry
@@ -108,7 +106,10 @@ def _run(
 ) -> None:
     job, layout = request.training
     plans = None
-    if rank == 0:
+    if rank == 0:  # the others import no planner
+        from trimtab.orchestrator.plan_ahead import PlanAhead
+        from trimtab.orchestrator.step_planning import step_planner
+
         planner = step_planner(job, layout)
         plans = PlanAhead(planner, deadline_s=job.step_planning.deadline_s)
     from trimtab.launch.runtime.context import RankContext
@@ -143,7 +144,8 @@ def _import_all() -> None:
 
     def imports() -> None:
         os.nice(_IMPORT_NICENESS)  # of this thread alone, on Linux
-        import trimtab.launch.runtime.worker  # noqa: F401  kept by the interpreter
+        import trimtab.launch.runtime.worker  # kept by the interpreter
+        import trimtab.orchestrator.plan_ahead  # noqa: F401  in case it becomes rank 0
 
     importer = threading.Thread(target=imports, name="imports")
     importer.start()

@@ -360,23 +360,22 @@ def _plan_summary(steps: StepsTaken, record: RunRecord) -> PlanSummary:
         forecast_ratio=forecast_s / median(times.values()) if times else None,
         step_error_fraction=median(errors) if errors else None,
         groups=_group_errors(steps, profile),
-        num_refinements=len(steps.refinements),
+        num_refinements=steps.num_refinements,
     )
 
 
 def _group_errors(steps: StepsTaken, profile: StepProfile | None) -> tuple[GroupErrors, ...]:
     """Predicted against measured times of the groups of all measured steps."""
-    refined = sorted(steps.refinements.items())
+    waves_s: dict[int, dict[int, tuple[float, ...]]] = {}
+    for (step, rank), event in steps.rank_steps.items():
+        waves_s.setdefault(step, {})[rank] = event.waves_s
     ratios: dict[int, list[float]] = {}
     for step in sorted(steps.measured & steps.plans.keys()):
-        in_force = next((each for since, each in reversed(refined) if since <= step), profile)
+        in_force = steps.refined.get(step, profile)
         if in_force is None:
             continue
         planned = steps.plans[step]
-        waves_s = {
-            rank: event.waves_s for (at, rank), event in steps.rank_steps.items() if at == step
-        }
-        for sample in wave_samples(planned.plan, planned.lengths, waves_s):
+        for sample in wave_samples(planned.plan, planned.lengths, waves_s.get(step, {})):
             predicted_s = group_s(sample.lengths, sample.degree, profile=in_force)
             ratios.setdefault(sample.degree, []).append(predicted_s / sample.seconds)
     return tuple(

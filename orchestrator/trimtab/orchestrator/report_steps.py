@@ -23,8 +23,9 @@ class StepsTaken:
 
     summaries: Mapping[int, StepSummarized]
     plans: Mapping[int, StepPlanned]
-    refinements: Mapping[int, StepProfile]
-    """Coefficients by the first step planned with them."""
+    refined: Mapping[int, StepProfile]
+    """The coefficients that a step was planned with, where measured groups had refined them."""
+    num_refinements: int
     rank_steps: Mapping[tuple[int, int], StepFinished]
     """By step and rank."""
     measured: frozenset[int]
@@ -36,7 +37,9 @@ class StepsTaken:
         summaries: dict[int, StepSummarized] = {}
         plans: dict[int, StepPlanned] = {}
         rank_steps: dict[tuple[int, int], tuple[int, StepFinished]] = {}
-        refinements: dict[int, StepProfile] = {}
+        refined: dict[int, StepProfile] = {}
+        in_force: StepProfile | None = None
+        self.num_refinements = 0
         warmup: dict[int, bool] = {}
         attempts: dict[int, int] = {}
         ranks: list[dict[int, RankStarted]] = [{}]
@@ -45,6 +48,7 @@ class StepsTaken:
             match event:
                 case AttemptStarted():
                     num_in_attempt = 0
+                    in_force = None  # a new planning process starts with the job's own
                     ranks.append({})
                 case RankStarted():
                     ranks[-1][event.rank] = event
@@ -55,13 +59,17 @@ class StepsTaken:
                     warmup[event.step] = num_in_attempt <= WARMUP_STEPS
                 case StepPlanned():
                     plans[event.step] = event
+                    refined.pop(event.step, None)
+                    if in_force is not None:
+                        refined[event.step] = in_force
                 case CoefficientsRefined():
-                    refinements[event.step] = event.profile
+                    in_force = event.profile
+                    self.num_refinements += 1
                 case StepFinished():
                     rank_steps[event.step, event.rank] = (len(ranks) - 1, event)
         self.summaries = dict(sorted(summaries.items()))
         self.plans = dict(sorted(plans.items()))
-        self.refinements = refinements
+        self.refined = refined
         self.rank_steps = {
             (step, rank): event
             for (step, rank), (attempt, event) in rank_steps.items()

@@ -114,12 +114,12 @@ class PackingSearch:
     def __init__(self, costs: BatchCosts, *, num_ranks: int) -> None:
         self.costs = costs
         self._batch = batch = costs.batch(num_ranks)
-        num_sizes, num_options = len(costs.sizes), len(costs.degrees)
-        num_groups = batch.first_group[num_options]
+        num_sizes, num_degrees = len(costs.sizes), len(costs.degrees)
+        num_groups = batch.first_group[num_degrees]
         num_logged = sum(costs.counts)
         self._out = kernels.Filling(
             taken=zero_ints(num_sizes),
-            open_groups=zero_ints(num_options),
+            open_groups=zero_ints(num_degrees),
             group_work=zero_floats(num_groups),
             group_tokens=zero_ints(num_groups),
             log_group=zero_ints(num_logged),

@@ -73,8 +73,8 @@ class _Search:
     def __init__(self, terms: BoundTerms, wave_times_s: Sequence[float]) -> None:
         self._terms = terms
         self._buckets = _Buckets(terms)
-        self._edges = [_first_edges(terms, wave_times_s)]
-        self._programs: list[_Program] = []
+        first = _Program(terms, self._buckets, _first_edges(terms, wave_times_s))
+        self._programs = [first]
         self._order = itertools.count()
         self._open: list[tuple[float, int, _Node]] = []
         self._closed: list[_Node] = []
@@ -88,7 +88,7 @@ class _Search:
             at = max(range(len(fractions)), key=fractions.__getitem__)
             if fractions[at] >= _WHOLE:
                 most = math.floor(node.counts[at])
-                time_s = float(self._edges[node.level][at])
+                time_s = float(self._programs[node.level].edges[at])
                 for split in (
                     WaveSplit(longer_than_s=time_s, at_most=most),
                     WaveSplit(longer_than_s=time_s, at_least=most + 1),
@@ -119,10 +119,9 @@ class _Search:
             heapq.heappush(self._open, (bound_s, next(self._order), node))
 
     def _program(self, level: int) -> "_Program":
-        while len(self._programs) <= level:
-            if len(self._edges) == len(self._programs):
-                self._edges.append(_split_edges(self._edges[-1]))
-            edges = self._edges[len(self._programs)]
+        """The program of a level, at most one finer than those there are."""
+        if level == len(self._programs):
+            edges = _split_edges(self._programs[-1].edges)
             self._programs.append(_Program(self._terms, self._buckets, edges))
         return self._programs[level]
 
@@ -168,7 +167,7 @@ class _Program:
     """The program for given classes, built by PuLP once and solved anew for every node."""
 
     def __init__(self, terms: BoundTerms, buckets: _Buckets, edges: _Array) -> None:
-        self._terms, self._edges = terms, edges
+        self._terms, self.edges = terms, edges
         self._rows: dict[tuple[str, int, int], int] = {}
         """Row of a constraint by its kind, class and degree's index (or bucket)."""
         model = pulp.LpProblem("step", pulp.LpMinimize)
@@ -177,23 +176,22 @@ class _Program:
         solver.createAndConfigureSolver(model)
         solver.buildSolverModel(model)
         self._highs = model.solverModel
-        self._least = [terms.waves_longer_than(float(edge)) for edge in edges[:-1]]
 
     def solve(self, splits: Iterable[WaveSplit]) -> tuple[BoundLeaf, tuple[float, ...]]:
         """Prices for the plans that keep `splits`, and the waves longer than each edge."""
         splits = tuple(splits)
-        for k, edge in enumerate(self._edges[:-1]):
+        for k, edge in enumerate(self.edges[:-1]):
             least, most = self._terms.count_range(float(edge), splits)
             self._highs.changeRowBounds(self._rows["waves", k, 0], least, most)
         self._highs.run()
         solution = self._highs.getSolution()
         counts = [
-            solution.row_value[self._rows["waves", k, 0]] for k in range(len(self._edges) - 1)
+            solution.row_value[self._rows["waves", k, 0]] for k in range(len(self.edges) - 1)
         ]
         return self._leaf(splits, solution.row_dual), tuple(counts)
 
     def _build(self, model: pulp.LpProblem, buckets: _Buckets) -> None:
-        terms, num_classes = self._terms, len(self._edges) - 1
+        terms, num_classes = self._terms, len(self.edges) - 1
         waves: list[_Row] = [{} for _ in range(num_classes)]
         cover: list[_Row] = [{} for _ in buckets.count]
         objective: _Row = {}
@@ -226,7 +224,7 @@ class _Program:
         terms = self._terms
         rows: dict[str, _Row] = {"tokens": {}, "work": {}, "big_tokens": {}, "big_work": {}}
         for end in (k, k + 1):
-            time_s = float(self._edges[end])
+            time_s = float(self.edges[end])
             ranks = model.add_variable(f"ranks_{k}_{j}_{end}", 0)
             objective[ranks] = (time_s + terms.fixed_s) / terms.num_ranks
             for longer in waves[: k + 1]:
@@ -248,7 +246,7 @@ class _Program:
     ) -> None:
         """Sequences of every bucket that fits into groups of one degree in waves of class k."""
         degree = self._terms.degrees[j]
-        room, longest = degree * self._terms.token_cap, degree * float(self._edges[k + 1])
+        room, longest = degree * self._terms.token_cap, degree * float(self.edges[k + 1])
         for b, smallest in enumerate(buckets.smallest):
             least_work = buckets.least_work[j, b]
             if smallest > room or least_work > longest:
@@ -280,7 +278,7 @@ class _Program:
         def price(kind: str, k: int, j: int) -> float:
             return max(0.0, -duals[self._rows[kind, k, j]])
 
-        classes = range(len(self._edges) - 1)
+        classes = range(len(self.edges) - 1)
         prices = [
             GroupPrice(
                 wave_class=k,
@@ -295,7 +293,7 @@ class _Program:
         ]
         return BoundLeaf(
             splits=splits,
-            edges_s=tuple(float(edge) for edge in self._edges),
+            edges_s=tuple(float(edge) for edge in self.edges),
             wave_prices_s=tuple(float(duals[self._rows["waves", k, 0]]) for k in classes),
             group_prices=tuple(
                 p for p in prices if p.token_s or p.work or p.big_tokens_s or p.big_work_s
