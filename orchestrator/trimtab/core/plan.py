@@ -11,6 +11,7 @@ from trimtab.core.certificate import BoundCertificate
 from trimtab.core.cluster import Precision
 from trimtab.core.errors import InputError
 from trimtab.core.model import mfu
+from trimtab.core.pipeline import PipelinePlan
 
 Recompute = Literal["none", "selective", "full"]
 RECOMPUTES: tuple[str, ...] = get_args(Recompute)
@@ -296,7 +297,8 @@ class StepPlan:
     paths: tuple[StagePath, ...]
     """One path for each wave."""
     step_s: float
-    """Predicted time: the sum over waves of the slowest group, and the fixed time of a step."""
+    """Predicted time: the sum over waves of the slowest group, and the fixed time of a step;
+    where there is a `pipeline`, its timeline and the fixed time."""
     lower_bound_s: float
     """No plan under the same costs can be shorter."""
     method: PlanMethod
@@ -309,6 +311,8 @@ class StepPlan:
     """Predicted time of that plan."""
     certificate: BoundCertificate | None = None
     """Why no plan is shorter than `lower_bound_s`, where more than the area bound was asked."""
+    pipeline: PipelinePlan | None = None
+    """How the waves, as micro-batches in their order, pass the stages; None: one stage."""
 
     def __post_init__(self) -> None:
         checks.not_empty("plan.waves", self.waves)

@@ -130,6 +130,7 @@ class BoundTerms:
         holds: Whether a group of the degree holds the size; shape [degrees, S].
         fastest_s: Time of a sequence of each size alone at its fastest degree; shape [S].
         step_s: Time of the waves, fixed times included, of the plan that is to be beaten.
+        num_waves: Shorter plans have at least so many waves; more than sizes tell, if given.
         longest_wave_s: No wave of a shorter plan is longer, fixed time left out.
     """
 
@@ -141,6 +142,7 @@ class BoundTerms:
         num_ranks: int,
         degrees: Sequence[int],
         step_s: float,
+        num_waves: int = 1,
     ) -> None:
         sizes, counts = np.unique(np.asarray(lengths, dtype=np.float64), return_counts=True)
         self.sizes: _Array = sizes[::-1]
@@ -155,7 +157,8 @@ class BoundTerms:
         alone_s = np.where(self.holds, self.work / ranks, np.inf)
         self.fastest_s: _Array = alone_s.min(axis=0)
         self.step_s = step_s
-        self.num_waves = num_waves_at_least(lengths, wave_tokens=num_ranks * self.token_cap)
+        by_size = num_waves_at_least(lengths, wave_tokens=num_ranks * self.token_cap)
+        self.num_waves = max(num_waves, by_size)
         self.longest_wave_s = step_s - self.num_waves * self.fixed_s
 
     def waves_longer_than(self, time_s: float) -> int:
@@ -223,6 +226,7 @@ def certified_bound_s(
     profile: StepProfile,
     num_ranks: int,
     degrees: Sequence[int] | None = None,
+    num_waves: int = 1,
 ) -> float:
     """What a certificate proves: no step plan for `lengths` is shorter. In seconds.
 
@@ -250,7 +254,8 @@ def certified_bound_s(
 
     That is weak linear-programming duality, and holds for any prices. Leaves come in pairs
     of cases (at most n, at least n + 1), and each plan is in one of them, so the bound is the
-    least over the leaves, plus `step_fixed_s`; never less than `area_bound_s`.
+    least over the leaves, plus `step_fixed_s`; never less than `area_bound_s`. Where it is
+    known otherwise that shorter plans have at least `num_waves` waves, W is at least that.
 
     Raises:
         InputError: The leaves leave plans out, or a leaf's classes do not reach far enough.
@@ -259,7 +264,7 @@ def certified_bound_s(
     check_lengths(lengths, profile=profile, degrees=usable)
     terms = BoundTerms(
         lengths, profile=profile, num_ranks=num_ranks, degrees=usable,
-        step_s=certificate.shorter_than_s,
+        step_s=certificate.shorter_than_s, num_waves=num_waves,
     )  # fmt: skip
     _check_leaves(certificate, longest_wave_s=terms.longest_wave_s)
     proven_s = min(terms.leaf_bound_s(leaf) for leaf in certificate.leaves)

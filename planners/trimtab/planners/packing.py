@@ -114,20 +114,10 @@ class PackingSearch:
     def __init__(self, costs: BatchCosts, *, num_ranks: int) -> None:
         self.costs = costs
         self._batch = batch = costs.batch(num_ranks)
-        num_sizes, num_degrees = len(costs.sizes), len(costs.degrees)
-        num_groups = batch.first_group[num_degrees]
-        num_logged = sum(costs.counts)
-        self._out = kernels.Filling(
-            taken=zero_ints(num_sizes),
-            open_groups=zero_ints(num_degrees),
-            group_work=zero_floats(num_groups),
-            group_tokens=zero_ints(num_groups),
-            log_group=zero_ints(num_logged),
-            log_size=zero_ints(num_logged),
-            log_count=zero_ints(num_logged),
-        )
+        num_sizes = len(costs.sizes)
+        self._out = empty_filling(batch)
         _, fewest, _ = kernels.area_of(batch, batch.counts)
-        self._room = min(num_logged, max(_LEAST_ROOM, _MOST_WAVES * (fewest + 1)))
+        self._room = min(sum(costs.counts), max(_LEAST_ROOM, _MOST_WAVES * (fewest + 1)))
         self._left, self._best = zero_ints(num_sizes), zero_ints(num_sizes)
         self._order = ints(range(self._room))
         self._new = self._empty_waves()
@@ -216,6 +206,20 @@ class PackingSearch:
         )
 
 
+def empty_filling(batch: kernels.Batch) -> kernels.Filling:
+    """What `kernels.fill_wave` writes to."""
+    num_groups, num_sequences = batch.first_group[len(batch.degrees)], sum(batch.counts)
+    return kernels.Filling(
+        taken=zero_ints(len(batch.sizes)),
+        open_groups=zero_ints(len(batch.degrees)),
+        group_work=zero_floats(num_groups),
+        group_tokens=zero_ints(num_groups),
+        log_group=zero_ints(num_sequences),
+        log_size=zero_ints(num_sequences),
+        log_count=zero_ints(num_sequences),
+    )
+
+
 @functools.cache
 def warm_up() -> None:
     """Have every kernel compiled, or read from numba's cache, before a clock runs."""
@@ -256,11 +260,19 @@ def uniform_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
     tokens = sum(size * count for size, count in zip(costs.sizes, costs.counts, strict=True))
     fewest = -(-tokens // (num_groups * degree * costs.token_cap))
     for num_waves in range(fewest, fewest + 3):
-        groups = _balanced_groups(num_waves * num_groups, costs=costs)
-        if groups is not None:
-            starts = range(0, len(groups), num_groups)
-            candidates.append([groups[at : at + num_groups] for at in starts])
+        packing = balanced_packing(num_waves, costs=costs, num_groups=num_groups)
+        if packing is not None:
+            candidates.append(packing)
     return min(candidates, key=lambda packing: packing_s(packing, fixed_s=costs.fixed_s))
+
+
+def balanced_packing(num_waves: int, *, costs: BatchCosts, num_groups: int) -> Packing | None:
+    """So many waves of `num_groups` groups of the one degree of `costs`; None: no room."""
+    groups = _balanced_groups(num_waves * num_groups, costs=costs)
+    if groups is None:
+        return None
+    starts = range(0, len(groups), num_groups)
+    return [groups[at : at + num_groups] for at in starts]
 
 
 def _balanced_groups(num_groups: int, *, costs: BatchCosts) -> list[OpenGroup] | None:

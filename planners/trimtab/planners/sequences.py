@@ -254,7 +254,7 @@ def _step_plan(
     clock: Callable[[], float],
 ) -> StepPlan:
     members = [iter(indices) for indices in costs.members]
-    waves = tuple(_wave(groups, members=members) for groups in packing)
+    waves = tuple(placed_wave(groups, members=members) for groups in packing)
     step_s = step_seconds(waves, lengths, profile=profile)
     bound_s = area_bound_s(lengths, profile=profile, num_ranks=num_ranks, degrees=degrees)
     bound_s = min(bound_s, step_s)  # they may differ in the last bit where the plan is optimal
@@ -286,7 +286,7 @@ def step_seconds(
     )
 
 
-def _wave(groups: Sequence[OpenGroup], *, members: Sequence[Iterator[int]]) -> Wave:
+def placed_wave(groups: Sequence[OpenGroup], *, members: Sequence[Iterator[int]]) -> Wave:
     """The groups on contiguous ranks, powers of two aligned to a multiple of their degree.
 
     `members` holds the indices into the batch that are not yet placed, by size.

@@ -1,0 +1,109 @@
+"""How short a pipeline's step could be if work could be split among micro-batches at will.
+
+For W micro-batches that enter in their order, the timeline is a linear program: variables are
+the time T_m of every micro-batch over all stages, the end of every forward and backward pass,
+and the step; a pass ends no earlier than the one before it on its stage, and the one it gets
+its input from, plus its own share of T_m. The times add up to at least the work of the batch,
+and none is shorter than the shortest wave. Every plan with W micro-batches has such times, so
+the program's optimum is a bound. One of them holds the longest sequence: where the optimum has
+none that long, each position is tried for it, and the least counts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pulp
+
+from trimtab.planners.ordering import unit_timeline
+
+_TOLERANCE = 1 - 1e-6
+"""The solver's constraints hold to 1e-7 of a mean micro-batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DivisibleWork:
+    """What is known of the micro-batches of any plan."""
+
+    shares: tuple[float, ...]
+    """Least share of a micro-batch's time in each stage; shape (pp,)."""
+    forward_fraction: float
+    vpp: int
+    total_s: float
+    """Times of all micro-batches together, at least."""
+    least_s: float
+    """No micro-batch is shorter."""
+    longest_s: float
+    """One micro-batch is at least as long."""
+
+
+def divisible_bound_s(
+    work: DivisibleWork, *, num_micro_batches: int, is_over: Callable[[], bool]
+) -> float:
+    """The bound for plans with so many micro-batches; 0 where there was no time for it."""
+    mean_s = work.total_s / num_micro_batches
+    highs, times = _solver(work, num_micro_batches, unit_s=mean_s)
+    highs.run()
+    bound_s, lengths = _optimum(highs, times)
+    longest = work.longest_s / mean_s
+    if max(lengths) < longest:
+        least, bound_s = work.least_s / mean_s, math.inf
+        for column in times:
+            if is_over():
+                return 0.0
+            highs.changeColBounds(column, longest, math.inf)
+            highs.run()
+            bound_s = min(bound_s, _optimum(highs, times)[0])
+            highs.changeColBounds(column, least, math.inf)
+    return bound_s * mean_s * _TOLERANCE
+
+
+def _optimum(highs: "pulp.highspy.Highs", times: Sequence[int]) -> tuple[float, list[float]]:
+    """The step, and the times of the micro-batches; a step of 0 where it was not solved."""
+    values = highs.getSolution().col_value
+    if highs.modelStatusToString(highs.getModelStatus()) != "Optimal":
+        return 0.0, [math.inf]
+    return highs.getInfo().objective_function_value, [values[column] for column in times]
+
+
+def _solver(
+    work: DivisibleWork, num: int, *, unit_s: float
+) -> tuple["pulp.highspy.Highs", list[int]]:
+    """The program in units of `unit_s`, and the columns of the micro-batches' times."""
+    pp = len(work.shares)
+    model = pulp.LpProblem("pipeline", pulp.LpMinimize)
+    step = model.add_variable("step", 0)
+    times = [model.add_variable(f"time_{m}", work.least_s / unit_s) for m in range(num)]
+    model.setObjective(pulp.LpAffineExpression({step: 1.0}))
+    _at_least(model, dict.fromkeys(times, 1.0), work.total_s / unit_s)
+    ends: dict[tuple[str, int, int], pulp.LpVariable] = {}
+    before: list[pulp.LpVariable | None] = [None] * pp
+    last = pp * work.vpp - 1
+    for kind, rank, micro, stage in unit_timeline(pp, work.vpp, num):
+        end = model.add_variable(f"{kind}_{micro}_{stage}", 0)
+        part = work.forward_fraction if kind == "F" else 1 - work.forward_fraction
+        share = part * work.shares[rank] / work.vpp
+        source = ("F", micro, stage - 1) if kind == "F" else ("B", micro, stage + 1)
+        if kind == "B" and stage == last:
+            source = ("F", micro, stage)
+        inputs = [before[rank], ends.get(source)]
+        for earlier in {id(each): each for each in inputs if each is not None}.values():
+            _at_least(model, {end: 1.0, earlier: -1.0, times[micro]: -share}, 0.0)
+        if inputs == [None, None]:
+            _at_least(model, {end: 1.0, times[micro]: -share}, 0.0)
+        ends[kind, micro, stage] = before[rank] = end
+    for end in before:
+        assert end is not None
+        _at_least(model, {step: 1.0, end: -1.0}, 0.0)
+    solver = pulp.HiGHS(msg=False)
+    solver.createAndConfigureSolver(model)
+    solver.buildSolverModel(model)
+    return model.solverModel, list(range(1, num + 1))
+
+
+def _at_least(
+    model: pulp.LpProblem, row: dict[pulp.LpVariable, float], limit: float
+) -> None:
+    model.addConstraint(
+        pulp.LpConstraint(pulp.LpAffineExpression(row), pulp.LpConstraintGE, None, limit)
+    )
