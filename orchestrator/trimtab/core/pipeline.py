@@ -66,5 +66,7 @@ class PipelinePlan:
     """By stage."""
     peak_tokens: tuple[float, ...]
     """Most tokens that a rank of each stage holds at once, chunks counted as shares."""
-    fill_s: float
-    """Least time in which the busiest stage waits for the others; part of the bound."""
+    wave_cap: int
+    """Most tokens a rank may hold of one wave; the certificate's token cap."""
+    least_waves: int = 1
+    """The certificate speaks of plans with at least so many waves: others are longer anyway."""

@@ -24,6 +24,7 @@ from trimtab.core.job import (
     SchedulerName,
     ScriptSpec,
 )
+from trimtab.core.pipeline import Pipeline
 from trimtab.core.plan import JobPlan, Layout, StepPlan
 from trimtab.core.profile import StepProfile
 from trimtab.core.rates import RateBook
@@ -38,7 +39,7 @@ from trimtab.orchestrator.file_text import read_text
 from trimtab.orchestrator.rate_books import load_book as load_rates
 from trimtab.orchestrator.rate_books import stack_of
 from trimtab.orchestrator.step_planning import step_planner
-from trimtab.planners import layouts, sequences
+from trimtab.planners import layouts, pipelined, sequences
 
 __all__ = [
     "PlanningBatch",
@@ -137,20 +138,33 @@ def plan_step(
     num_ranks: int,
     degrees: Sequence[int] | None = None,
     time_limit_s: float = 1.0,
+    pipeline: Pipeline | None = None,
 ) -> StepPlan:
     """Plan one step: which ranks share the attention of which sequences, wave by wave.
 
     Args:
         lengths: Tokens of every sequence; used as given, none padded or dropped.
         profile: What a group costs and holds, e.g. of `load_profile`.
-        num_ranks: How many ranks the groups are formed over.
+        num_ranks: How many ranks the groups are formed over; those of one stage.
         degrees: Group degrees to choose from; None: all of the profile.
         time_limit_s: When to stop improving the plan and its bound; 0 takes the first plan.
+        pipeline: Stages that every wave passes, as a micro-batch; None: one stage.
 
     Raises:
-        InputError: `lengths` is empty, or something in it is not a whole number >= 1.
+        InputError: `lengths` is empty, or something in it is not a whole number >= 1; or the
+            stages do not suit the profile.
         InfeasibleError: A sequence is longer than any group can hold.
     """
+    if pipeline is not None and pipeline.pp > 1:
+        return pipelined.pipelined_step(
+            lengths,
+            profile=profile,
+            pipeline=pipeline,
+            num_ranks=num_ranks,
+            clock=time.perf_counter,
+            degrees=degrees,
+            time_limit_s=time_limit_s,
+        )
     return sequences.plan_step(
         lengths,
         profile=profile,
@@ -162,9 +176,21 @@ def plan_step(
 
 
 def best_uniform_step(
-    lengths: Sequence[int], *, profile: StepProfile, num_ranks: int
+    lengths: Sequence[int],
+    *,
+    profile: StepProfile,
+    num_ranks: int,
+    pipeline: Pipeline | None = None,
 ) -> StepPlan | None:
     """The shortest step with one degree for all groups; None where no degree suits."""
+    if pipeline is not None and pipeline.pp > 1:
+        return pipelined.best_uniform_pipelined_step(
+            lengths,
+            profile=profile,
+            pipeline=pipeline,
+            num_ranks=num_ranks,
+            clock=time.perf_counter,
+        )
     longest = max(lengths)
     plans = [
         sequences.uniform_step(

@@ -11,6 +11,7 @@ from trimtab.core import serde
 from trimtab.core.certificate import BoundCertificate
 from trimtab.core.job import JobSpec
 from trimtab.core.model import MFU_FORMULA
+from trimtab.core.pipeline import PipelinePlan
 from trimtab.core.plan import Forecast, JobPlan, Layout, StepPlan, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import MS
@@ -114,6 +115,35 @@ def step_plan_document(
         "profile": profile.name,
         "token_cap": profile.token_cap,
         "certificate": certificate_document(step_plan.certificate),
+        "pipeline": pipeline_document(step_plan.pipeline, step_s=step_plan.step_s),
+    }
+
+
+def pipeline_document(pipeline: PipelinePlan | None, *, step_s: float) -> _Document | None:
+    """How the waves pass the stages; None: there is one stage."""
+    if pipeline is None:
+        return None
+    stages = pipeline.stages
+    return {
+        "schedule": "1f1b",
+        "pp": stages.pp,
+        "vpp": stages.vpp,
+        "stage_layers": list(stages.stage_layers),
+        "micro_batches": [
+            {
+                "forward_ms": [seconds / MS for seconds in each.forward_s],
+                "backward_ms": [seconds / MS for seconds in each.backward_s],
+                "send_ms": each.send_s / MS,
+                "tokens": each.tokens,
+            }
+            for each in pipeline.micro_batches
+        ],
+        "busy_ms": [seconds / MS for seconds in pipeline.busy_s],
+        "bubble": max(0.0, 1 - sum(pipeline.busy_s) / stages.pp / step_s),
+        "token_limits": list(pipeline.token_limits),
+        "peak_tokens": list(pipeline.peak_tokens),
+        "wave_token_cap": pipeline.wave_cap,
+        "least_waves": pipeline.least_waves,
     }
 
 

@@ -218,6 +218,39 @@ _CERTIFICATE = _object(
     }
 )
 
+_BY_STAGE = _list(_AMOUNT, at_least=2)
+_PIPELINE = _object(
+    {
+        "schedule": {"enum": ["1f1b"]},
+        "pp": _COUNT,
+        "vpp": _described(_COUNT, "chunks of a stage; over 1: interleaved"),
+        "stage_layers": _list(_COUNT, at_least=2),
+        "micro_batches": _described(
+            _list(
+                _object(
+                    {
+                        "forward_ms": _described(_BY_STAGE, "by stage, all its chunks"),
+                        "backward_ms": _BY_STAGE,
+                        "send_ms": _described(_AMOUNT, "to the next stage"),
+                        "tokens": _described(_AMOUNT, "most tokens of one rank"),
+                    }
+                ),
+                at_least=1,
+            ),
+            "one for each wave",
+        ),
+        "busy_ms": _described(_BY_STAGE, "by stage"),
+        "bubble": _described(_FRACTION, "share of the step that stages wait, on average"),
+        "token_limits": _described(_BY_STAGE, "tokens a rank holds at once, by stage"),
+        "peak_tokens": _described(_BY_STAGE, "most tokens a rank does hold, by stage"),
+        "wave_token_cap": _described(_COUNT, "token_cap of the certificate"),
+        "least_waves": _described(
+            _COUNT, "the certificate speaks of plans with at least so many waves"
+        ),
+    },
+    description="Times in milliseconds; step_ms is the timeline's end and step_fixed_ms",
+)
+
 PLAN_STEP_SCHEMA: _Schema = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "trimtab plan-step --json",
@@ -234,9 +267,10 @@ PLAN_STEP_SCHEMA: _Schema = {
                     ),
                     at_least=1,
                 ),
-                "they run one after the other; the groups of a wave at once, no rank in two",
+                "one after the other, or through the pipeline in this order; the groups of a "
+                "wave run at once, no rank in two",
             ),
-            "step_ms": _described(_AMOUNT, "sum of the waves' time_ms, and step_fixed_ms"),
+            "step_ms": _described(_AMOUNT, "step_fixed_ms, and the sum of the waves' time_ms or the end of the pipeline"),
             "step_fixed_ms": _described(_AMOUNT, "time of a step outside its waves"),
             "lower_bound_ms": _described(_AMOUNT, "no plan under the same costs is shorter"),
             "gap": _described(_AMOUNT, "(step_ms - lower_bound_ms) / lower_bound_ms"),
@@ -257,7 +291,11 @@ PLAN_STEP_SCHEMA: _Schema = {
             "profile": _TEXT,
             "token_cap": _described(_COUNT, "most tokens one rank holds in a wave"),
             "certificate": _nullable(
-                _CERTIFICATE, "why nothing is shorter; null: the area bound says so"
+                _CERTIFICATE,
+                "why nothing is shorter, or no sum of waves; null: the area bound says so",
+            ),
+            "pipeline": _nullable(
+                _PIPELINE, "how the waves, as micro-batches in their order, pass the stages"
             ),
         },
         description="Times in milliseconds, those whose name ends in _s in seconds.",

@@ -1,6 +1,6 @@
 """Packings of a batch into the micro-batches of a pipeline: many to choose from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ _CAP_STEPS = (1.0, 1.5, 2.0, 4.0, 8.0)
 """Sizes of the largest wave tried, in multiples of what all waves could hold alike."""
 _BUILDS = 4
 """Plans built as if waves ran one after the other, for each size."""
+_MORE_BUILDS = 20
 _BALANCED = 8
 """Numbers of waves for which sequences are balanced over groups of one degree."""
 
@@ -55,16 +56,26 @@ class MicroBatches:
     def of_degrees(self, degrees: Sequence[int]) -> Iterator[WavePlan]:
         """Plans for several target times and sizes of the largest wave."""
         for cap in self._caps(degrees):
-            profile = replace(self._costs.profile, token_cap=cap)
-            costs = BatchCosts(self._lengths, profile=profile, degrees=degrees)
-            shop = WaveShop(costs, self._costs, num_ranks=self._num_ranks)
+            shop = self._shop(degrees, cap=cap)
             yield from shop.built(_BUILDS)
-            cheapest = zip(shop.batch.cheapest, costs.counts, strict=True)
+            cheapest = zip(shop.batch.cheapest, shop.batch.counts, strict=True)
             work_s = sum(float(each) * count for each, count in cheapest) / self._num_ranks
             for count in np.geomspace(1, self._most, _TARGETS):
                 plan = shop.at_target(float(work_s / count), most=2 * self._most)
                 if plan is not None:
                     yield plan
+
+    def improved_builds(
+        self, degrees: Sequence[int], *, is_over: Callable[[], bool]
+    ) -> list[WavePlan]:
+        """The plans that are best as if waves ran one after the other, improved as such."""
+        shop = self._shop(degrees, cap=self._caps(degrees)[0])
+        return shop.improved(_MORE_BUILDS, is_over=is_over)
+
+    def _shop(self, degrees: Sequence[int], *, cap: int) -> WaveShop:
+        profile = replace(self._costs.profile, token_cap=cap)
+        costs = BatchCosts(self._lengths, profile=profile, degrees=degrees)
+        return WaveShop(costs, self._costs, num_ranks=self._num_ranks)
 
     def balanced(self, degree: int) -> Iterator[Candidate]:
         """Packings with one degree, sequences balanced over groups longest first."""

@@ -107,6 +107,31 @@ def uniform_pipelined_step(
     return planning.uniform_plan(degree)
 
 
+def best_uniform_pipelined_step(
+    lengths: Sequence[int],
+    *,
+    profile: StepProfile,
+    pipeline: Pipeline,
+    num_ranks: int,
+    clock: Callable[[], float],
+) -> StepPlan | None:
+    """The shortest `uniform_pipelined_step`; None where no degree holds every sequence.
+
+    Raises:
+        InputError: As `pipelined_step`.
+    """
+    wave_cap = StageCosts(profile, pipeline).wave_cap
+    plans = [
+        uniform_pipelined_step(
+            lengths, profile=profile, pipeline=pipeline, num_ranks=num_ranks, degree=degree,
+            clock=clock,
+        )
+        for degree in profile.degrees
+        if degree <= num_ranks and max(lengths) <= degree * wave_cap
+    ]  # fmt: skip
+    return min(plans, key=lambda plan: plan.step_s, default=None)
+
+
 class _Planning:
     """One batch on its way from a first plan to a good one."""
 
@@ -149,7 +174,7 @@ class _Planning:
             plan.improve_order(trials=_FIRST_TRIALS)
         self._others = [
             self._micro_batches.finished(min(self._plans, key=_step_s), method="heuristic"),
-            *self._as_for_one_stage(0.0),
+            *self._as_for_one_stage(),
         ]
         for degree in self._degrees:
             if max(self._lengths) > degree * self._costs.wave_cap:
@@ -167,8 +192,10 @@ class _Planning:
         def is_before(part: float) -> bool:
             return self._clock() - self._started_s < part * time_limit_s
 
-        if is_before(_PLAIN_UNTIL):
-            self._others += self._as_for_one_stage(_PLAIN_UNTIL * time_limit_s)
+        plain = self._micro_batches.improved_builds(
+            self._degrees, is_over=lambda: not is_before(_PLAIN_UNTIL)
+        )
+        self._plans += plain
         improvement = self._improvement()
         while is_before(_BOUND_FROM) and next(improvement, False):
             pass
@@ -188,6 +215,7 @@ class _Planning:
         ]
         best = self._best.reordered(self._costs, trials=_LAST_TRIALS)
         plan = self._plan(best) if best.step_s < first_s else first
+        assert plan.pipeline is not None
         bound_s = min(bound.waves_s + self._profile.step_fixed_s, plan.step_s)
         return replace(
             plan,
@@ -197,6 +225,7 @@ class _Planning:
             first_plan_s=first.solve_s,
             first_step_s=first.step_s,
             certificate=bound.certificate,
+            pipeline=replace(plan.pipeline, least_waves=bound.num_waves),
         )
 
     @property
@@ -212,7 +241,7 @@ class _Planning:
             found.append(self._micro_batches.finished(plan, method="uniform"))
         return min(found, key=_step_s).reordered(self._costs, trials=_FIRST_TRIALS)
 
-    def _as_for_one_stage(self, time_limit_s: float) -> list[Candidate]:
+    def _as_for_one_stage(self) -> list[Candidate]:
         """The waves of a plan whose waves run one after the other; not with interleaving."""
         if self._costs.stages.vpp > 1:
             return []
@@ -220,7 +249,7 @@ class _Planning:
         profile = replace(self._profile, token_cap=max(longest, self._costs.even_cap))
         plan = plan_step(
             self._lengths, profile=profile, num_ranks=self._num_ranks, clock=self._clock,
-            degrees=self._degrees, time_limit_s=time_limit_s,
+            degrees=self._degrees,
         )  # fmt: skip
         costs = BatchCosts(self._lengths, profile=profile, degrees=self._degrees)
         packing = packing_of(plan.waves, self._lengths, costs=costs)
@@ -272,7 +301,7 @@ class _Planning:
                 peak_tokens=peak_tokens(
                     operations, [each.tokens for each in times], pp=stages.pp, vpp=stages.vpp
                 ),
-                fill_s=self._bound.fill_s,
+                wave_cap=costs.wave_cap,
             ),
         )
         return replace(plan, reason=_reason(plan, bound_s))

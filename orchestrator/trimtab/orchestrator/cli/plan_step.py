@@ -35,7 +35,7 @@ def plan_step(
         Path,
         typer.Option("--lengths", "-l", help="Tokens of every sequence, one number a line."),
     ],
-    gpus: Annotated[int, typer.Option("--gpus", "-n", help="GPUs to form groups over.")],
+    gpus: Annotated[int, typer.Option("--gpus", "-n", help="GPUs, of all stages together.")],
     batch: Annotated[
         str | None,
         typer.Option(
@@ -49,6 +49,12 @@ def plan_step(
             help="Seconds to improve the first plan and its bound; 0 takes the first plan.",
         ),
     ] = 1.0,
+    pp: Annotated[
+        int, typer.Option("--pp", help="Pipeline stages; groups are formed in each alike.")
+    ] = 1,
+    vpp: Annotated[
+        int, typer.Option("--vpp", help="Chunks of a stage; over 1: interleaved.")
+    ] = 1,
     json: JsonOption = False,
 ) -> None:
     """Plan one step: which GPUs share which sequences, wave by wave.
@@ -56,6 +62,7 @@ def plan_step(
     Lengths are used as given: none is padded, split or dropped. Times are wall seconds after
     imports and compilation.
     """
+    from trimtab.core.pipeline import Pipeline
     from trimtab.orchestrator import api, plan_json
 
     if gpus < 1:
@@ -64,33 +71,44 @@ def plan_step(
         raise InputError(f"--gpus: at most {_MOST_GPUS:,} can be planned, got {gpus}")
     if not 0 <= time_limit < math.inf:
         raise InputError(f"--time-limit: expected seconds >= 0, got {time_limit}")
+    if pp < 1:
+        raise InputError(f"--pp: expected a whole number >= 1, got {pp}")
+    if vpp < 1:
+        raise InputError(f"--vpp: expected a whole number >= 1, got {vpp}")
+    if gpus % pp:
+        raise InputError(f"--pp: expected a divisor of --gpus {gpus}, got {pp}")
+    pipeline = Pipeline(pp=pp, vpp=vpp)
+    num_ranks = gpus // pp
     start, end = _line_range(batch)
     coefficients = api.load_profile(profile)
     batch_lengths = api.load_lengths(lengths, start=start, end=end)
     try:
         step_plan = api.plan_step(
-            batch_lengths, profile=coefficients, num_ranks=gpus, time_limit_s=time_limit
-        )
+            batch_lengths, profile=coefficients, num_ranks=num_ranks, time_limit_s=time_limit,
+            pipeline=pipeline,
+        )  # fmt: skip
     except InfeasibleError as error:
         index = batch_lengths.index(max(batch_lengths))
         reason = str(error).removeprefix(f"lengths[{index}]: ")
         raise InfeasibleError(f"{lengths}, line {start + index + 1}: {reason}") from error
-    uniform = api.best_uniform_step(batch_lengths, profile=coefficients, num_ranks=gpus)
+    uniform = api.best_uniform_step(
+        batch_lengths, profile=coefficients, num_ranks=num_ranks, pipeline=pipeline
+    )
     if json:
         print_json(
             plan_json.step_plan_document(
                 step_plan,
                 lengths=batch_lengths,
                 profile=coefficients,
-                num_ranks=gpus,
+                num_ranks=gpus,  # of all stages
                 first_line=start,
                 uniform=uniform,
             )
         )
         return
     _show(
-        console(), step_plan, lengths=batch_lengths, profile=coefficients, num_ranks=gpus,
-        uniform=uniform,
+        console(), step_plan, lengths=batch_lengths, profile=coefficients,
+        num_ranks=num_ranks, uniform=uniform,
     )  # fmt: skip
 
 
@@ -119,7 +137,8 @@ def _show(
     out.print(
         f"[bold]{counted(len(lengths), 'sequence')}[/bold], "
         f"{sum(lengths):,} tokens, longest {max(lengths):,}, on "
-        f"{counted(num_ranks, 'GPU')} with profile {escape(profile.name)} "
+        f"{counted(num_ranks, 'GPU')}{_stages_text(step_plan)} with profile "
+        f"{escape(profile.name)} "
         f"({profile.evidence}, {profile.token_cap:,} tokens a GPU)"
     )
     out.print(
@@ -152,6 +171,14 @@ def _show(
     if len(step_plan.waves) > _DRAWN_WAVES:
         rest = len(step_plan.waves) - _DRAWN_WAVES
         out.print(f"... and {counted(rest, 'more wave')}; --json has them all")
+
+
+def _stages_text(step_plan: "StepPlan") -> str:
+    if step_plan.pipeline is None:
+        return ""
+    stages = step_plan.pipeline.stages
+    chunks = f" of {stages.vpp} chunks" if stages.vpp > 1 else ""
+    return f" in each of {stages.pp} stages{chunks}"
 
 
 def _show_wave(
