@@ -9,7 +9,13 @@ from trimtab.core.timeline import LaneTimeline, Span
 
 
 def span(**fields: Any) -> Span:
-    usual: dict[str, Any] = {"lane": 0, "kind": "forward", "label": "", "start_s": 0, "end_s": 1}
+    usual: dict[str, Any] = {
+        "lane": 0,
+        "kind": "forward",
+        "label": "",
+        "start_s": 0,
+        "end_s": 1,
+    }
     return Span(**(usual | fields))
 
 

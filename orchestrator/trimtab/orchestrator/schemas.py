@@ -270,7 +270,10 @@ PLAN_STEP_SCHEMA: _Schema = {
                 "one after the other, or through the pipeline in this order; the groups of a "
                 "wave run at once, no rank in two",
             ),
-            "step_ms": _described(_AMOUNT, "step_fixed_ms, and the sum of the waves' time_ms or the end of the pipeline"),
+            "step_ms": _described(
+                _AMOUNT,
+                "step_fixed_ms, and the sum of the waves' time_ms or the end of the pipeline",
+            ),
             "step_fixed_ms": _described(_AMOUNT, "time of a step outside its waves"),
             "lower_bound_ms": _described(_AMOUNT, "no plan under the same costs is shorter"),
             "gap": _described(_AMOUNT, "(step_ms - lower_bound_ms) / lower_bound_ms"),

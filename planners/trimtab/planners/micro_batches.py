@@ -44,9 +44,7 @@ class Candidate:
 class MicroBatches:
     """Makes plans of one batch."""
 
-    def __init__(
-        self, lengths: Sequence[int], *, costs: StageCosts, num_ranks: int
-    ) -> None:
+    def __init__(self, lengths: Sequence[int], *, costs: StageCosts, num_ranks: int) -> None:
         self._lengths, self._costs, self._num_ranks = lengths, costs, num_ranks
         pp, vpp = costs.stages.pp, costs.stages.vpp
         self._multiple = pp if vpp > 1 else 1

@@ -120,7 +120,8 @@ class PipelineBound:
         costs, shares = self._costs, self._least_shares()
         profile, num_waves = costs.wave_profile, self._num_waves(step_s)
         beaten_s = min(
-            (step_s - fill_s) / share for fill_s, share in zip(self._fills_s, shares, strict=True)
+            (step_s - fill_s) / share
+            for fill_s, share in zip(self._fills_s, shares, strict=True)
         )
         terms = BoundTerms(
             self._lengths, profile=profile, num_ranks=self._num_ranks, degrees=self._degrees,
@@ -145,7 +146,9 @@ class PipelineBound:
         shares, stages = self._least_shares(), self._costs.stages
         quick = []
         for count in range(num_waves, len(self._lengths) + 1, self._multiple):
-            sum_s = max(total_s, self._work_s + self._costs.profile.fixed_s * (count - self._fewest))
+            sum_s = max(
+                total_s, self._work_s + self._costs.profile.fixed_s * (count - self._fewest)
+            )
             busy_s = max(
                 share * sum_s + fill_s
                 for share, fill_s in zip(shares, self._fills_s, strict=True)

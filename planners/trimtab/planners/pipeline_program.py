@@ -89,7 +89,7 @@ def _solver(
         inputs = [before[rank], ends.get(source)]
         for earlier in {id(each): each for each in inputs if each is not None}.values():
             _at_least(model, {end: 1.0, earlier: -1.0, times[micro]: -share}, 0.0)
-        if inputs == [None, None]:
+        if all(each is None for each in inputs):
             _at_least(model, {end: 1.0, times[micro]: -share}, 0.0)
         ends[kind, micro, stage] = before[rank] = end
     for end in before:
@@ -98,12 +98,10 @@ def _solver(
     solver = pulp.HiGHS(msg=False)
     solver.createAndConfigureSolver(model)
     solver.buildSolverModel(model)
-    return model.solverModel, list(range(1, num + 1))
+    return model.solverModel, [time.index for time in times]
 
 
-def _at_least(
-    model: pulp.LpProblem, row: dict[pulp.LpVariable, float], limit: float
-) -> None:
+def _at_least(model: pulp.LpProblem, row: dict[pulp.LpVariable, float], limit: float) -> None:
     model.addConstraint(
         pulp.LpConstraint(pulp.LpAffineExpression(row), pulp.LpConstraintGE, None, limit)
     )

@@ -185,10 +185,10 @@ def improve_waves(
     """
     best_s = step_s(flow, order, num, out)
     for _ in range(trials):
-        if next_random(state) < 0.35 or num == 1:
+        if next_random(state) < 0.35:
             best_s = improve_order(flow, order, num, 1, state, new_order, out)
             continue
-        chosen = min(num, 2 + int(2 * next_random(state)))
+        chosen = min(num, 1 + int(3 * next_random(state)))
         if not refill(batch, num, chosen, state, filled, left, picks, new, kept, waves):
             continue
         pp = len(flow.limits)
@@ -238,7 +238,8 @@ def refill(
     """Choose waves `picks[:chosen]`, and share what they hold out anew over as many.
 
     All but the last get half to one and a half even shares of the time that is left, and now
-    and then nothing of the longest sizes; all together may take up to a tenth longer.
+    and then nothing of the longest sizes; the last gets what is left, or less of it. All
+    together may take up to a tenth longer.
 
     Returns:
         Whether all found a place; then `new` holds the waves and `kept.tokens` their tokens.
@@ -262,6 +263,8 @@ def refill(
             target_s = rest_s / (chosen - j) * (0.5 + next_random(state))
             if next_random(state) < 0.3:
                 first = int(num_sizes * next_random(state))
+        elif next_random(state) < 0.4:
+            target_s *= next_random(state)
         if target_s <= 0.0:
             return False
         wave_s, _ = fill_wave(batch, left, first, target_s, filled)
