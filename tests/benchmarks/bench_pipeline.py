@@ -56,8 +56,9 @@ class Row:
 def main() -> None:
     arguments = _arguments()
     profile = profile_from_document(json.loads(arguments.profile.read_text()))
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
+        f"{machine}, Python {platform.python_version()}; "
         f"profile {profile.name}, {arguments.sequences} sequences, {arguments.time_limit:g} CPU "
         "seconds a plan; step times in ms\n\n"
         "| batch | pp | ranks a stage | as for one stage | ordered | uniform | first plan "
@@ -155,7 +156,10 @@ def _as_for_one_stage(
     )  # fmt: skip
     batch_costs = BatchCosts(lengths, profile=capped, degrees=degrees)
     times = [costs.times(wave) for wave in packing_of(plan.waves, lengths, costs=batch_costs)]
-    given_s = max(operation.end_s for operation in operations_of(times, costs))
+    given_s = max(
+        operation.end_s
+        for operation in operations_of(times, limits=costs.limits, vpp=costs.stages.vpp)
+    )
     order, _ = first_order(times, costs)
     _, ordered_s = better_order(times, costs, order=order, trials=_ORDER_TRIALS)
     return given_s + profile.step_fixed_s, ordered_s + profile.step_fixed_s

@@ -34,7 +34,10 @@ def micro_batch(
 
 
 def step_s(times: Sequence[MicroBatchTimes], costs: StageCosts) -> float:
-    return max(operation.end_s for operation in operations_of(times, costs))
+    return max(
+        operation.end_s
+        for operation in operations_of(times, limits=costs.limits, vpp=costs.stages.vpp)
+    )
 
 
 SECONDS = st.floats(min_value=0.1, max_value=10.0)
@@ -58,7 +61,7 @@ def test_unequal_micro_batches_go_as_the_timeline_says(
     expected = timeline("1f1b", work, num_micro_batches=num, vpp=vpp, scales=scales)
     costs = StageCosts(PROFILE, Pipeline(pp=pp, vpp=vpp))
     times = [micro_batch([scale * each for each in forward], send_s=send_s) for scale in scales]
-    found = operations_of(times, costs)
+    found = operations_of(times, limits=costs.limits, vpp=costs.stages.vpp)
     keys = {(o.kind, o.micro_batch, o.stage): (o.rank, o.start_s, o.end_s) for o in found}
     assert len(keys) == len(expected.operations)
     for operation in expected.operations:
@@ -86,7 +89,7 @@ def test_a_forward_pass_waits_until_its_tokens_fit() -> None:
 def test_no_stage_ever_holds_more_than_fits(pp: int, sizes: list[float]) -> None:
     costs = StageCosts(PROFILE, Pipeline(pp=pp))
     times = [micro_batch([size / 100] * pp, tokens=size) for size in sizes]
-    operations = operations_of(times, costs)
+    operations = operations_of(times, limits=costs.limits, vpp=costs.stages.vpp)
     assert len(operations) == 2 * pp * len(sizes)
     for peak, limit in zip(
         peak_tokens(operations, sizes, pp=pp, vpp=1), costs.limits, strict=True

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ def test_sending_needs_the_hidden_size() -> None:
     ],
 )
 def test_a_pipeline_that_cannot_be_is_refused_by_field(
-    fields: dict[str, int], named: str
+    fields: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InputError, match=named):
         Pipeline(**fields)

@@ -48,7 +48,8 @@ def memory_unit(num_bytes: float) -> tuple[str, int]:
 
 def counted(number: int, noun: str) -> str:
     """A number of things: `1 wave`, `2 waves`."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{number} {noun}" + ("" if number == 1 else plural)
 
 
 def count_text(count: float) -> str:

@@ -109,7 +109,8 @@ class MicroBatches:
         least = -(-max(self._lengths) // max(degrees))
         wanted = {round(even_cap * factor) for factor in _CAP_STEPS} | {least, wave_cap}
         useful = -(-sum(self._lengths) // self._num_ranks) + max(self._lengths)
-        return sorted(cap for cap in wanted if least <= cap <= min(wave_cap, useful))
+        fitting = [cap for cap in wanted if least <= cap <= wave_cap]
+        return sorted({min(cap, useful) for cap in fitting})
 
 
 def packing_of(waves: Sequence[Wave], lengths: Sequence[int], *, costs: BatchCosts) -> Packing:

@@ -20,9 +20,11 @@ _NUMBERS = 5
 """Of an operation, as `pipeline_kernels.interleaved_s` reads them."""
 
 
-def flow_of(times: Sequence[MicroBatchTimes], costs: StageCosts) -> kernels.Flow:
-    """What the kernels read of micro-batches."""
-    return empty_flow(len(times), costs)._replace(
+def flow_of(
+    times: Sequence[MicroBatchTimes], *, limits: Sequence[float], vpp: int
+) -> kernels.Flow:
+    """What the kernels read of micro-batches; see `empty_flow`."""
+    return empty_flow(len(times), limits=limits, vpp=vpp)._replace(
         forward=floats(seconds for each in times for seconds in each.forward_s),
         backward=floats(seconds for each in times for seconds in each.backward_s),
         send=floats(each.send_s for each in times),
@@ -44,17 +46,23 @@ def scratch_of(flow: kernels.Flow, num: int) -> kernels.Scratch:
     )
 
 
-def empty_flow(num: int, costs: StageCosts) -> kernels.Flow:
-    """A flow of `num` micro-batches whose times are still to be set."""
-    stages = costs.stages
-    operations = _operations(stages.pp, stages.vpp, num) if stages.vpp > 1 else ()
+def empty_flow(num: int, *, limits: Sequence[float], vpp: int) -> kernels.Flow:
+    """A flow of `num` micro-batches whose times are still to be set.
+
+    Args:
+        num: Micro-batches.
+        limits: Tokens that a rank of each stage holds, shape (pp,); with vpp = 1 alone.
+        vpp: Chunks of a stage.
+    """
+    pp = len(limits)
+    operations = _operations(pp, vpp, num) if vpp > 1 else ()
     return kernels.Flow(
-        forward=zero_floats(num * stages.pp),
-        backward=zero_floats(num * stages.pp),
+        forward=zero_floats(num * pp),
+        backward=zero_floats(num * pp),
         send=zero_floats(num),
         tokens=zero_floats(num),
-        limits=floats(costs.limits),
-        vpp=stages.vpp,
+        limits=floats(limits),
+        vpp=vpp,
         operations=ints(operations),
     )
 
@@ -72,7 +80,7 @@ def plain_orders(wave_times_s: Sequence[float]) -> list[list[int]]:
 
 def first_order(times: Sequence[MicroBatchTimes], costs: StageCosts) -> tuple[list[int], float]:
     """The best of `plain_orders`, with the time of its step."""
-    flow = flow_of(times, costs)
+    flow = flow_of(times, limits=costs.limits, vpp=costs.stages.vpp)
     scratch = scratch_of(flow, len(times))
     orders = plain_orders([sum(each.forward_s) for each in times])
     steps = [float(kernels.step_s(flow, ints(order), len(times), scratch)) for order in orders]
@@ -85,7 +93,7 @@ def better_order(
 ) -> tuple[list[int], float]:
     """`order` after `trials` moves and swaps, none of which made the step longer."""
     num = len(times)
-    flow = flow_of(times, costs)
+    flow = flow_of(times, limits=costs.limits, vpp=costs.stages.vpp)
     current = ints(order)
     step_s = kernels.improve_order(
         flow, current, num, trials, ints([_SEED]), zero_ints(num), scratch_of(flow, num)
@@ -93,10 +101,15 @@ def better_order(
     return [int(m) for m in current], float(step_s)
 
 
-def operations_of(times: Sequence[MicroBatchTimes], costs: StageCosts) -> list[Operation]:
-    """Every forward and backward pass, the micro-batches entering as given; by start."""
-    num, pp, vpp = len(times), costs.stages.pp, costs.stages.vpp
-    flow = flow_of(times, costs)
+def operations_of(
+    times: Sequence[MicroBatchTimes], *, limits: Sequence[float], vpp: int
+) -> list[Operation]:
+    """Every forward and backward pass, the micro-batches entering as given; by start.
+
+    Args: as `empty_flow`.
+    """
+    num, pp = len(times), len(limits)
+    flow = flow_of(times, limits=limits, vpp=vpp)
     scratch = scratch_of(flow, num)
     kernels.step_s(flow, ints(range(num)), num, scratch)
     found: list[Operation] = []

@@ -49,10 +49,10 @@ class PipelineBound:
        backward, one after the other, each at least as long as the sequence alone takes it; for
        one degree, as a group keeps it.
     4. Memory, with vpp = 1. From the start of its forward pass at stage 0 to the end of its
-       backward pass there, a micro-batch of k_m tokens passes all stages, at least F + w k_m / N
-       seconds with F its fixed time and w the least rank-seconds of a token; and the ranks of
-       stage 0 hold its tokens, N limit of them at once. With k tokens in W micro-batches, the
-       sum of k_m^2 being least where all are alike,
+       backward pass there, a micro-batch of k_m tokens passes all stages, which takes at least
+       F + w k_m / N seconds with F its fixed time and w the least rank-seconds of a token; and
+       the ranks of stage 0 hold its tokens, N limit of them at once. With k tokens in W
+       micro-batches, the sum of k_m^2 being least where all are alike,
        step >= (F k / N + w (k / N)^2 / W) / limit.
     5. Timeline. Whatever the packing, the W micro-batches have some times T_m over all stages,
        of which stage s takes at least its smaller share; the sum of all T_m is bounded as in 1

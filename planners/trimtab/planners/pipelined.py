@@ -278,7 +278,7 @@ class _Planning:
         packing = [candidate.packing[m] for m in candidate.order]
         members = [iter(indices) for indices in candidate.costs.members]
         times = tuple(costs.times(wave) for wave in packing)
-        operations = operations_of(times, costs)
+        operations = operations_of(times, limits=costs.limits, vpp=stages.vpp)
         busy = [0.0] * stages.pp
         for operation in operations:
             busy[operation.rank] += operation.end_s - operation.start_s

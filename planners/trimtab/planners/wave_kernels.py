@@ -245,17 +245,7 @@ def refill(
         Whether all found a place; then `new` holds the waves and `kept.tokens` their tokens.
     """
     num_sizes = len(batch.sizes)
-    for j in range(num):
-        picks[j] = j
-    for i in range(num_sizes):
-        left[i] = 0
-    total_s = 0.0
-    for j in range(chosen):
-        other = j + int((num - j) * next_random(state))
-        picks[j], picks[other] = picks[other], picks[j]
-        total_s += waves.wave_s[picks[j]]
-        for i in range(num_sizes):
-            left[i] += waves.counts[picks[j] * num_sizes + i]
+    total_s = take_out(num_sizes, num, chosen, state, left, picks, waves)
     rest_s = total_s * (1 + 0.1 * next_random(state) ** 2)
     for j in range(chosen):
         target_s, first = rest_s, 0
@@ -276,7 +266,23 @@ def refill(
             left[i] -= filled.taken[i]
             new.counts[j * num_sizes + i] = filled.taken[i]
         rest_s -= wave_s
+    return area_of(batch, left)[2] == num_sizes
+
+
+@compiled
+def take_out(
+    num_sizes: int, num: int, chosen: int, state: Ints, left: Ints, picks: Ints, waves: Waves
+) -> float:
+    """Choose waves `picks[:chosen]`, put what they hold into `left`; return their time."""
+    for j in range(num):
+        picks[j] = j
     for i in range(num_sizes):
-        if left[i] > 0:
-            return False
-    return True
+        left[i] = 0
+    total_s = 0.0
+    for j in range(chosen):
+        other = j + int((num - j) * next_random(state))
+        picks[j], picks[other] = picks[other], picks[j]
+        total_s += waves.wave_s[picks[j]]
+        for i in range(num_sizes):
+            left[i] += waves.counts[picks[j] * num_sizes + i]
+    return total_s

@@ -70,8 +70,11 @@ class WaveShop:
         return [plan for plan in plans if plan is not None]
 
     def at_target(self, target_s: float, *, most: int) -> "WavePlan | None":
-        """Waves of `target_s`, fixed time left out, and longer where a sequence is; None: too
-        many, or their number is no multiple of the stages where it must be."""
+        """Waves of `target_s`, fixed time left out, and longer where a sequence is.
+
+        None where there are too many, or their number is no multiple of the stages although it
+        must be.
+        """
         waves = self._waves(most)
         num = wave_kernels.fill_at(
             self.batch, target_s, self.filled, self.left, zero_floats(most), waves
@@ -109,7 +112,7 @@ class WavePlan:
 
     def __init__(self, shop: WaveShop, waves: Waves, num: int, tokens: Floats) -> None:
         self._shop, self._waves, self._num = shop, waves, num
-        self._flow = empty_flow(num, shop.costs)
+        self._flow = empty_flow(num, limits=shop.costs.limits, vpp=shop.costs.stages.vpp)
         wave_kernels.set_all_times(
             self._flow, num, waves, tokens, shop.batch_costs.fixed_s, shop.shares
         )

@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "capacity": (_PLAN, "capacity:capacity"),
     "validate": (_PLAN, "validate:validate"),
     "plan-step": (_PLAN, "plan_step:plan_step"),
+    "timeline": (_PLAN, "timeline:timeline"),
     "submit": (_RUN, "submit:submit"),
     "cancel": (_RUN, "jobs:cancel"),
     "export": (_RUN, "export:export"),
