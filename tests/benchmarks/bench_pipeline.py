@@ -59,8 +59,8 @@ def main() -> None:
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     print(
         f"{machine}, Python {platform.python_version()}; "
-        f"profile {profile.name}, {arguments.sequences} sequences, {arguments.time_limit:g} CPU "
-        "seconds a plan; step times in ms\n\n"
+        f"profile {profile.name}, {arguments.sequences} sequences, "
+        f"{arguments.time_limit:g} CPU seconds a plan; step times in ms\n\n"
         "| batch | pp | ranks a stage | as for one stage | ordered | uniform | first plan "
         "| plan | bound | gap |\n|---|---|---|---|---|---|---|---|---|---|"
     )

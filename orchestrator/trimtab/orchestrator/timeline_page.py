@@ -1,6 +1,7 @@
-"""A timeline as a picture (SVG), and as a page that holds the picture and needs nothing else."""
+"""A timeline as a picture (SVG), and as a page that holds it and needs nothing else."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from trimtab.core.timeline import LaneTimeline, Span
@@ -19,7 +20,11 @@ _LEFT, _LETTER = 40, 6.6
 _LONGEST_NAME = 34
 _TALLEST, _SHORTEST, _MOST_HEIGHT = 26.0, 3.0, 1800.0
 """Heights of a lane, and of all together where lanes need not be shorter than the shortest."""
-_LEAST_LABEL = 9.0
+_NAMED_FROM = 14.0
+"""Bars so tall have names inside."""
+_GAP_FROM = 6.0
+"""Bars so tall are set apart by a line."""
+_LEAST_LABEL = 12.0
 """Names stand beside lanes that are so far apart."""
 _MOST_SPANS = 60_000
 """More spans are drawn merged: short neighbours of one kind become one."""
@@ -27,7 +32,7 @@ _TICKS = 8
 
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#24292f}.t{font-size:16px;font-weight:600}"
-    ".q{fill:#6b7683}rect.s:hover{stroke:#111;stroke-width:1.5}"
+    ".q{fill:#6b7683}.b{fill:#fff;font-size:11px;pointer-events:none}rect.s:hover{stroke:#111;stroke-width:1.5}"
 )
 
 _PAGE = """<!doctype html>
@@ -88,48 +93,102 @@ def svg_text(timeline: LaneTimeline) -> str:
         *_legend(timeline),
         *_axis(timeline.end_s, left=left, scale=scale, bottom=height - _BOTTOM),
     ]
-    y, named_until = float(_TOP), 0.0
-    for name, lane in zip(timeline.lanes, rows, strict=True):
-        if y >= named_until:
-            shown = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-            middle = y + min(row_height, _TALLEST) / 2 + 4
-            parts.append(
-                f'<text x="{left - 8:.1f}" y="{middle:.1f}" text-anchor="end">'
-                f"{escape(shown)}</text>"
-            )
-            named_until = y + max(row_height, _LEAST_LABEL + 3)
-        for row in lane:
-            bars = list(_merged(row, least_s=1 / scale)) if is_merged else row
-            parts += [
-                _bar(
-                    span,
-                    name,
-                    x=left + span.start_s * scale,
-                    y=y,
-                    scale=scale,
-                    height=row_height,
-                )
-                for span in bars
-            ]
-            y += row_height
+    parts += _names(timeline.lanes, rows, left=left, row_height=row_height)
+    drawn = [
+        (name, list(_merged(row, least_s=1 / scale)) if is_merged else row)
+        for name, lane in zip(timeline.lanes, rows, strict=True)
+        for row in lane
+    ]
+    parts += [
+        _bar(
+            block, x=left + block.span.start_s * scale, y=_TOP + block.first * row_height,
+            scale=scale, height=block.num_rows * row_height,
+        )
+        for block in _blocks(drawn)
+    ]  # fmt: skip
     parts.append("</svg>")
     return "\n".join(parts)
 
 
-def _bar(span: Span, lane: str, *, x: float, y: float, scale: float, height: float) -> str:
+@dataclass(slots=True)
+class _Block:
+    """One span, or equal ones in rows below one another: the ranks of a group."""
+
+    span: Span
+    first: int
+    num_rows: int
+    first_lane: str
+    last_lane: str
+
+
+def _blocks(rows: Sequence[tuple[str, Sequence[Span]]]) -> list[_Block]:
+    blocks: list[_Block] = []
+    above: dict[tuple[str, str, float, float], _Block] = {}
+    for number, (lane, row) in enumerate(rows):
+        here: dict[tuple[str, str, float, float], _Block] = {}
+        for span in row:
+            key = (span.kind, span.label, span.start_s, span.end_s)
+            block = above.get(key)
+            if block is None or block.last_lane == lane:
+                block = _Block(span, number, 0, lane, lane)
+                blocks.append(block)
+            block.num_rows, block.last_lane = block.num_rows + 1, lane
+            here[key] = block
+        above = here
+    return blocks
+
+
+def _names(
+    lanes: Sequence[str], rows: Sequence[Sequence[object]], *, left: float, row_height: float
+) -> Iterator[str]:
+    """Names beside the lanes, as many as have room."""
+    y, free_from = float(_TOP), 0.0
+    for name, lane in zip(lanes, rows, strict=True):
+        if y >= free_from:
+            shown = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+            yield (
+                f'<text x="{left - 8:.1f}" y="{y + row_height / 2 + 4:.1f}" text-anchor="end">'
+                f"{escape(shown)}</text>"
+            )
+            free_from = y + _LEAST_LABEL
+        y += len(lane) * row_height
+
+
+def _bar(block: _Block, *, x: float, y: float, scale: float, height: float) -> str:
+    span = block.span
     seconds = span.end_s - span.start_s
-    width = max(1.0 if span.kind != "wait" else 0.0, seconds * scale)
-    gap = 1.0 if height > 6 else 0.0
-    inset = min(0.5, width / 4) if height > 6 else 0.0
+    is_tall = height > _GAP_FROM
+    width = seconds * scale
+    shown_width = max(
+        0.1 if span.kind == "wait" else 1.0, width - min(0.5, width / 4) * is_tall
+    )
+    lanes = block.first_lane
+    if block.num_rows > 1:
+        lanes = f"{lanes} to {block.last_lane}"
     title = (
-        f"{lane}: {span.kind}, {span.label}; {duration_text(span.start_s)} to "
+        f"{lanes}: {span.kind}, {span.label}; {duration_text(span.start_s)} to "
         f"{duration_text(span.end_s)} ({duration_text(seconds)})"
     )
     return (
-        f'<rect class="s" x="{x:.2f}" y="{y:.2f}" width="{max(0.1, width - inset):.2f}" '
-        f'height="{height - gap:.2f}" fill="{COLOURS[span.kind]}">'
+        f'<rect class="s" x="{x:.2f}" y="{y:.2f}" width="{shown_width:.2f}" '
+        f'height="{height - is_tall:.2f}" fill="{COLOURS[span.kind]}">'
         f"<title>{escape(title)}</title></rect>"
+        + _name_inside(span, x=x, y=y, width=width, height=height)
     )
+
+
+def _name_inside(span: Span, *, x: float, y: float, width: float, height: float) -> str:
+    """The label up to its colon, or its last word, where there is room for it."""
+    name = span.label.partition(":")[0]
+    if span.kind == "wait" or height < _NAMED_FROM:
+        return ""
+    for text in (name, name.rpartition(" ")[2]):
+        if width >= _LETTER * len(text) + 4:
+            return (
+                f'<text class="b" x="{x + width / 2:.1f}" y="{y + height / 2 + 4:.1f}" '
+                f'text-anchor="middle">{escape(text)}</text>'
+            )
+    return ""
 
 
 def _merged(row: Sequence[Span], *, least_s: float) -> Iterator[Span]:

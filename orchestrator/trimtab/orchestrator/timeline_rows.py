@@ -16,15 +16,17 @@ COLOURS = {
 }
 """By kind; `wait` is the quietest, so that idle time shows as a hole."""
 
+_ROUNDING = 1e-9
 _BUSY = ("forward", "backward", "loss")
 
 
 def lane_rows(spans: Sequence[Span]) -> list[list[Span]]:
-    """Spans of one lane in as few rows as their overlaps allow, those that work first."""
+    """Spans of one lane in as few rows as their overlaps allow; rounding is no overlap."""
     rows: list[list[Span]] = []
+    slack_s = _ROUNDING * max((span.end_s for span in spans), default=0.0)
     for span in sorted(spans, key=lambda span: (span.start_s, -span.end_s)):
         for row in rows:
-            if span.start_s >= row[-1].end_s:
+            if span.start_s >= row[-1].end_s - slack_s:
                 row.append(span)
                 break
         else:

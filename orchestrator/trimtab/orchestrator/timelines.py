@@ -120,12 +120,12 @@ def _waves_timeline(plan: _Fields) -> LaneTimeline:
     for number, wave in enumerate(waves, start=1):
         end_s = start_s + wave.number("time_ms") * MS
         idle = set(range(num_ranks))
-        for group in wave.objects("groups"):
+        for place, group in enumerate(wave.objects("groups"), start=1):
             ranks = [
                 _rank(rank, group.path_of("ranks"), num_ranks=num_ranks)
                 for rank in group.items("ranks")
             ]
-            label = _group_label(group, number=number, degree=len(ranks))
+            label = _group_label(group, f"wave {number} group {place}", degree=len(ranks))
             own_s = group.number("time_ms") * MS
             times = (start_s, start_s + FORWARD_FRACTION * own_s, start_s + own_s)
             for rank in ranks:
@@ -156,9 +156,9 @@ def _rank(value: Any, path: str, *, num_ranks: int) -> int:
     return rank
 
 
-def _group_label(group: _Fields, *, number: int, degree: int) -> str:
+def _group_label(group: _Fields, name: str, *, degree: int) -> str:
     sequences = counted(len(group.items("sequences")), "sequence")
-    return f"wave {number}: degree {degree}, {sequences}, {group.whole('tokens'):,} tokens"
+    return f"{name}: degree {degree}, {sequences}, {group.whole('tokens'):,} tokens"
 
 
 def _pipeline_timeline(plan: _Fields, pipeline: _Fields) -> LaneTimeline:

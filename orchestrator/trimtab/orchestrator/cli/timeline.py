@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimtab.core.errors import InputError
-from trimtab.orchestrator.cli.output import JsonOption, console, print_json
+from trimtab.orchestrator.cli.output import JsonOption, console, print_json, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def timeline(
     plan: Annotated[
-        Path,
-        typer.Argument(help="What plan-step --json or plan-paths --json printed; - reads it."),
+        Path, typer.Argument(help="What plan-step --json or plan-paths --json printed.")
     ],
     svg: Annotated[
         Path | None, typer.Option("--svg", help="Write the picture there.", dir_okay=False)
@@ -39,10 +38,7 @@ def timeline(
     ] = 40,
     json: JsonOption = False,
 ) -> None:
-    """Draw who does what when: forward and backward passes, transfers, waiting, skipped stages.
-
-    The plan is what plan-step --json or plan-paths --json printed.
-    """
+    """Draw who does what when: forward and backward passes, transfers, waiting, skips."""
     from trimtab.core import serde
     from trimtab.orchestrator.file_text import read_text
     from trimtab.orchestrator.timeline_page import page_text, svg_text
@@ -52,12 +48,11 @@ def timeline(
 
     if lanes < 1:
         raise InputError(f"--lanes: expected a whole number >= 1, got {lanes}")
-    is_stdin = str(plan) == "-"
-    text = typer.get_text_stream("stdin").read() if is_stdin else read_text(plan)
+    text = read_text(plan)
     try:
         drawn = timeline_from_json(text)
     except InputError as error:
-        raise InputError(f"{'standard input' if is_stdin else plan}: {error}") from error
+        raise InputError(f"{plan}: {error}") from error
     for path, text_of in ((svg, svg_text), (html, page_text), (trace, trace_text)):
         if path is not None:
             _write(path, drawn, text_of)
@@ -69,7 +64,7 @@ def timeline(
         out.print(line, no_wrap=True, crop=True)
     for path in (svg, html, trace):
         if path is not None:
-            out.print(f"wrote {path}", markup=False)
+            out.print(f"wrote {printable(str(path))}", markup=False)
 
 
 def _write(path: Path, drawn: "LaneTimeline", text_of: "Callable[[LaneTimeline], str]") -> None:
