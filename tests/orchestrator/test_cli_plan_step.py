@@ -198,3 +198,41 @@ def test_a_wrong_profile_is_one_line_and_exit_2(
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("vpp", [1, 2])
+def test_stages_are_in_the_json(
+    vpp: int, capsys: pytest.CaptureFixture[str], lengths: Path
+) -> None:
+    document = _plan_step(capsys, lengths, "--gpus", "64", "--pp", "4", "--vpp", str(vpp))
+    jsonschema.validate(document, PLAN_STEP_SCHEMA)
+    pipeline = document["pipeline"]
+    assert (pipeline["pp"], pipeline["vpp"], pipeline["stage_layers"]) == (4, vpp, [8] * 4)
+    assert len(pipeline["micro_batches"]) == len(document["waves"])
+    for wave, micro in zip(document["waves"], pipeline["micro_batches"], strict=True):
+        both = sum(micro["forward_ms"]) + sum(micro["backward_ms"])
+        assert both == pytest.approx(wave["time_ms"])
+        assert max(rank for group in wave["groups"] for rank in group["ranks"]) < 16
+    for peak, limit in zip(pipeline["peak_tokens"], pipeline["token_limits"], strict=True):
+        assert peak <= limit * (1 + 1e-6)
+    assert max(pipeline["busy_ms"]) < document["step_ms"]
+    assert document["lower_bound_ms"] <= document["step_ms"] <= document["uniform"]["step_ms"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--pp", "0"], "--pp: expected a whole number >= 1, got 0"),
+        (["--vpp", "0"], "--vpp: expected a whole number >= 1, got 0"),
+        (["--pp", "3"], "--pp: expected a divisor of --gpus 64, got 3"),
+        (["--vpp", "2"], "pipeline.vpp: chunks are interleaved over equal stages of pp > 1"),
+        (["--pp", "64"], "pipeline.pp: 64 stages are more than the 32 layers"),
+        (["--pp", "8", "--vpp", "3"], "pipeline.vpp: pp x vpp = 24 does not divide"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(
+    argv: list[str], named: str, capsys: pytest.CaptureFixture[str], lengths: Path
+) -> None:
+    options = ["--profile", str(PROFILE), "--lengths", str(lengths), "--gpus", "64"]
+    assert main(["plan-step", *options, *argv]) == 2
+    assert named in capsys.readouterr().err

@@ -65,7 +65,7 @@ def _line_name(names: tuple[str, ...]) -> str:
 
 
 def _bar(spans: list[Span], *, end_s: float, columns: int) -> Text:
-    """One cell for each part of the time, with what fills most of it."""
+    """One cell for each part of the time, with what fills most of it; a skip always shows."""
     cell_s = (end_s or 1.0) / columns
     cells: list[dict[str, float]] = [{} for _ in range(columns)]
     for span in spans:
@@ -74,11 +74,11 @@ def _bar(spans: list[Span], *, end_s: float, columns: int) -> Text:
         for column in range(first, last + 1):
             start_s = max(span.start_s, column * cell_s)
             seconds = min(span.end_s, (column + 1) * cell_s) - start_s
-            cell = cells[column]
-            cell[span.kind] = cell.get(span.kind, 0.0) + max(seconds, 0.0)
+            if seconds > 0 or span.start_s == span.end_s:
+                cells[column][span.kind] = cells[column].get(span.kind, 0.0) + seconds
     bar = Text()
     for cell in cells:
-        kind = max(cell, key=lambda kind: (cell[kind], kind != "wait"), default=None)
+        kind = max(cell, key=lambda kind: (kind == "skip", cell[kind]), default=None)
         if kind is None:
             bar.append(" ")
         else:

@@ -144,8 +144,8 @@ def _waves_timeline(plan: _Fields) -> LaneTimeline:
         title=f"Step of {counted(len(waves), 'wave')} on {counted(num_ranks, 'rank')}",
         lanes=tuple(f"rank {rank}" for rank in range(num_ranks)),
         spans=tuple(spans),
-        note="Predicted by the plan's profile, not measured; a third of a group's time is drawn "
-        "as its forward pass.",
+        note="Predicted by the plan's profile, not measured; a third of a group's time is "
+        "drawn as its forward pass.",
     )
 
 
