@@ -106,8 +106,19 @@ def svg_text(timeline: LaneTimeline) -> str:
         )
         for block in _blocks(drawn)
     ]  # fmt: skip
+    parts += _separators(rows, row_height=row_height)
     parts.append("</svg>")
     return "\n".join(parts)
+
+
+def _separators(rows: Sequence[Sequence[object]], *, row_height: float) -> Iterator[str]:
+    """Lines between lanes where some have several rows."""
+    if max(map(len, rows)) == 1:
+        return
+    y, right = float(_TOP), _WIDTH - _RIGHT
+    for lane in rows[:-1]:
+        y += len(lane) * row_height
+        yield f'<line x1="12" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8c959f"/>'
 
 
 @dataclass(slots=True)

@@ -21,9 +21,18 @@ _BUSY = ("forward", "backward", "loss")
 
 
 def lane_rows(spans: Sequence[Span]) -> list[list[Span]]:
-    """Spans of one lane in as few rows as their overlaps allow; rounding is no overlap."""
-    rows: list[list[Span]] = []
+    """Spans of one lane in as few rows as their overlaps allow, transfers below the others.
+
+    Rounding is no overlap.
+    """
     slack_s = _ROUNDING * max((span.end_s for span in spans), default=0.0)
+    sent = [span for span in spans if span.kind == "transfer"]
+    others = [span for span in spans if span.kind != "transfer"]
+    return [*_rows(others, slack_s=slack_s), *_rows(sent, slack_s=slack_s)]
+
+
+def _rows(spans: Sequence[Span], *, slack_s: float) -> list[list[Span]]:
+    rows: list[list[Span]] = []
     for span in sorted(spans, key=lambda span: (span.start_s, -span.end_s)):
         for row in rows:
             if span.start_s >= row[-1].end_s - slack_s:

@@ -78,12 +78,17 @@ def _bar(spans: list[Span], *, end_s: float, columns: int) -> Text:
                 cells[column][span.kind] = cells[column].get(span.kind, 0.0) + seconds
     bar = Text()
     for cell in cells:
-        kind = max(cell, key=lambda kind: (kind == "skip", cell[kind]), default=None)
+        kind = max(cell, key=lambda kind: (kind == "skip", _weight(kind, cell)), default=None)
         if kind is None:
             bar.append(" ")
         else:
             bar.append(GLYPHS[kind], style=COLOURS[kind])
     return bar
+
+
+def _weight(kind: str, cell: dict[str, float]) -> float:
+    """Computing shows where it is at least a third of what goes on beside it."""
+    return cell[kind] / (3 if kind in ("transfer", "wait") else 1)
 
 
 def _axis(end_s: float, *, indent: int, columns: int) -> Text:

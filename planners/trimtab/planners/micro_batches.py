@@ -1,6 +1,6 @@
 """Packings of a batch into the micro-batches of a pipeline: many to choose from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,6 @@ _CAP_STEPS = (1.0, 1.5, 2.0, 4.0, 8.0)
 """Sizes of the largest wave tried, in multiples of what all waves could hold alike."""
 _BUILDS = 4
 """Plans built as if waves ran one after the other, for each size."""
-_MORE_BUILDS = 20
 _BALANCED = 8
 """Numbers of waves for which sequences are balanced over groups of one degree."""
 
@@ -62,13 +61,6 @@ class MicroBatches:
                 plan = shop.at_target(float(work_s / count), most=2 * self._most)
                 if plan is not None:
                     yield plan
-
-    def improved_builds(
-        self, degrees: Sequence[int], *, is_over: Callable[[], bool]
-    ) -> list[WavePlan]:
-        """The plans that are best as if waves ran one after the other, improved as such."""
-        shop = self._shop(degrees, cap=self._caps(degrees)[0])
-        return shop.improved(_MORE_BUILDS, is_over=is_over)
 
     def _shop(self, degrees: Sequence[int], *, cap: int) -> WaveShop:
         profile = replace(self._costs.profile, token_cap=cap)

@@ -36,9 +36,9 @@ _SLICE = 50
 _ROUNDS = (10, 20, 40)
 """Slices for every candidate; after each round the better half is kept."""
 _MOST_IDLE_TRIALS = 20_000
-_PLAIN_UNTIL, _BOUND_FROM, _WAVES_UNTIL, _BOUND_UNTIL = 0.15, 0.4, 0.55, 0.75
-"""Parts of the time limit: until when waves are planned as for one stage, between which the
-bound is worked on, and until when on that of the sum of the waves."""
+_PLAIN_PART, _BOUND_FROM, _WAVES_UNTIL, _BOUND_UNTIL = 0.15, 0.4, 0.55, 0.75
+"""Parts of the time limit: how long waves are planned as for one stage, between which the bound
+is worked on, and until when on that of the sum of the waves."""
 _GOOD_GAP = 0.001
 
 
@@ -174,7 +174,7 @@ class _Planning:
             plan.improve_order(trials=_FIRST_TRIALS)
         self._others = [
             self._micro_batches.finished(min(self._plans, key=_step_s), method="heuristic"),
-            *self._as_for_one_stage(),
+            *self._as_for_one_stage(time_limit_s=0.0),
         ]
         for degree in self._degrees:
             if max(self._lengths) > degree * self._costs.wave_cap:
@@ -192,10 +192,7 @@ class _Planning:
         def is_before(part: float) -> bool:
             return self._clock() - self._started_s < part * time_limit_s
 
-        plain = self._micro_batches.improved_builds(
-            self._degrees, is_over=lambda: not is_before(_PLAIN_UNTIL)
-        )
-        self._plans += plain
+        self._others += self._as_for_one_stage(time_limit_s=_PLAIN_PART * time_limit_s)
         improvement = self._improvement()
         while is_before(_BOUND_FROM) and next(improvement, False):
             pass
@@ -241,7 +238,7 @@ class _Planning:
             found.append(self._micro_batches.finished(plan, method="uniform"))
         return min(found, key=_step_s).reordered(self._costs, trials=_FIRST_TRIALS)
 
-    def _as_for_one_stage(self) -> list[Candidate]:
+    def _as_for_one_stage(self, *, time_limit_s: float) -> list[Candidate]:
         """The waves of a plan whose waves run one after the other; not with interleaving."""
         if self._costs.stages.vpp > 1:
             return []
@@ -249,7 +246,7 @@ class _Planning:
         profile = replace(self._profile, token_cap=max(longest, self._costs.even_cap))
         plan = plan_step(
             self._lengths, profile=profile, num_ranks=self._num_ranks, clock=self._clock,
-            degrees=self._degrees,
+            degrees=self._degrees, time_limit_s=time_limit_s,
         )  # fmt: skip
         costs = BatchCosts(self._lengths, profile=profile, degrees=self._degrees)
         packing = packing_of(plan.waves, self._lengths, costs=costs)

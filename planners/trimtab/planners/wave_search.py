@@ -1,7 +1,7 @@
 """Micro-batches of one batch for a pipeline, and better ones on its exact timeline."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from trimtab.core.pipeline import Pipeline
 from trimtab.core.profile import StepProfile
@@ -21,8 +21,6 @@ from trimtab.planners.stages import FORWARD_FRACTION, StageCosts
 _SEED = 48_611
 _MOST_REFILLED = 3
 """Waves that `wave_kernels.refill` chooses at most."""
-_BUILDS_KEPT, _BUILD_SLICES, _BUILD_TRIALS = 3, 30, 50
-"""Builds that are improved, and how often so many trials each."""
 
 
 class WaveShop:
@@ -52,20 +50,6 @@ class WaveShop:
         plans = [
             self._whole(plan.waves, plan.num_waves, num_more=self._multiple)
             for plan in self.search.builds(number)
-        ]
-        return [plan for plan in plans if plan is not None]
-
-    def improved(self, number: int, *, is_over: Callable[[], bool]) -> "list[WavePlan]":
-        """The best few of so many builds, improved as if waves ran one after the other."""
-        built = sorted(self.search.builds(number), key=lambda plan: plan.seconds)
-        for plan in built[:_BUILDS_KEPT]:
-            for _ in range(_BUILD_SLICES):
-                if is_over():
-                    break
-                self.search.improve(plan, trials=_BUILD_TRIALS)
-        plans = [
-            self._whole(plan.waves, plan.num_waves, num_more=self._multiple)
-            for plan in built[:_BUILDS_KEPT]
         ]
         return [plan for plan in plans if plan is not None]
 
