@@ -29,6 +29,8 @@ from trimtab.planners.wave_search import WavePlan, warm_up
 
 _KEPT = 8
 """Candidates that are improved."""
+_SAME_SIZE = 2
+"""Of which have as many micro-batches, at most: their number stays."""
 _FIRST_TRIALS, _LAST_TRIALS = 200, 2_000
 """Changes of order tried for a first plan, and at the end."""
 _SLICE = 50
@@ -169,7 +171,7 @@ class _Planning:
     def first_plan(self) -> StepPlan:
         """The best of plans for many targets, of all uniform degrees, and of one stage's."""
         plans = sorted(self._micro_batches.of_degrees(self._degrees), key=_step_s)
-        self._plans = plans[:_KEPT]
+        self._plans = _varied(plans, number=_KEPT)
         for plan in self._plans:
             plan.improve_order(trials=_FIRST_TRIALS)
         self._others = [
@@ -302,6 +304,17 @@ class _Planning:
             ),
         )
         return replace(plan, reason=_reason(plan, bound_s))
+
+
+def _varied(plans: Sequence[WavePlan], *, number: int) -> list[WavePlan]:
+    """The first plans, but no more than `_SAME_SIZE` with as many micro-batches."""
+    kept: list[WavePlan] = []
+    sizes: Counter[int] = Counter()
+    for plan in plans:
+        if sizes[plan.num_waves] < _SAME_SIZE and len(kept) < number:
+            kept.append(plan)
+            sizes[plan.num_waves] += 1
+    return kept
 
 
 def _step_s(plan: WavePlan | Candidate) -> float:

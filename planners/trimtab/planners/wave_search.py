@@ -140,6 +140,10 @@ class WavePlan:
         )  # fmt: skip
 
     @property
+    def num_waves(self) -> int:
+        return self._num
+
+    @property
     def batch_costs(self) -> BatchCosts:
         return self._shop.batch_costs
 
