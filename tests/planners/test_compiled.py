@@ -17,6 +17,8 @@ from pathlib import Path
 from trimtab.planners import compiled
 from trimtab.planners.calibration import profile_from_document
 from trimtab.planners.packing import BatchCosts, PackingSearch
+from trimtab.core.pipeline import Pipeline
+from trimtab.planners.pipelined import pipelined_step
 from trimtab.planners.sequences import plan_step
 
 assert compiled.IS_COMPILED == (sys.argv[2] == "compiled")
@@ -27,8 +29,20 @@ costs = BatchCosts(lengths, profile=profile, degrees=(1, 2, 4, 8, 16))
 search = PackingSearch(costs, num_ranks=16)
 (waves,) = search.builds(1)
 search.improve(waves, trials=200)
-groups = [[group.ranks, group.sequences] for wave in plan.waves for group in wave.groups]
-print(json.dumps([groups, plan.step_s, waves.seconds]))
+steps = [
+    pipelined_step(
+        lengths[3:30], profile=profile, pipeline=Pipeline(pp=2, vpp=vpp), num_ranks=4,
+        clock=lambda: 0.0,
+    )
+    for vpp in (1, 2)
+]
+groups = [
+    [group.ranks, group.sequences]
+    for step in (plan, *steps)
+    for wave in step.waves
+    for group in wave.groups
+]
+print(json.dumps([groups, plan.step_s, waves.seconds, *(step.step_s for step in steps)]))
 """
 PROFILE = Path(__file__).parents[1] / "data" / "profiles" / "flexsp_7b_a100.json"
 

@@ -65,18 +65,15 @@ def plan_step(
     from trimtab.core.pipeline import Pipeline
     from trimtab.orchestrator import api, plan_json
 
-    if gpus < 1:
-        raise InputError(f"--gpus: expected a whole number >= 1, got {gpus}")
+    for name, number in (("gpus", gpus), ("pp", pp), ("vpp", vpp)):
+        if number < 1:
+            raise InputError(f"--{name}: expected a whole number >= 1, got {number}")
     if gpus > _MOST_GPUS:
         raise InputError(f"--gpus: at most {_MOST_GPUS:,} can be planned, got {gpus}")
-    if not 0 <= time_limit < math.inf:
-        raise InputError(f"--time-limit: expected seconds >= 0, got {time_limit}")
-    if pp < 1:
-        raise InputError(f"--pp: expected a whole number >= 1, got {pp}")
-    if vpp < 1:
-        raise InputError(f"--vpp: expected a whole number >= 1, got {vpp}")
     if gpus % pp:
         raise InputError(f"--pp: expected a divisor of --gpus {gpus}, got {pp}")
+    if not 0 <= time_limit < math.inf:
+        raise InputError(f"--time-limit: expected seconds >= 0, got {time_limit}")
     pipeline = Pipeline(pp=pp, vpp=vpp)
     num_ranks = gpus // pp
     start, end = _line_range(batch)
