@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.planners.pipeline_program import DivisibleWork, divisible_bound_s
+from trimtab.planners.pipeline_program import DivisibleProgram, DivisibleWork
 from trimtab.planners.timeline import PipelineWork, timeline
 
 
@@ -17,7 +17,10 @@ def work(**fields: Any) -> DivisibleWork:
 
 
 def bound_s(described: DivisibleWork, num: int) -> float:
-    return divisible_bound_s(described, num_micro_batches=num, is_over=lambda: False)
+    program = DivisibleProgram(described, num_micro_batches=num)
+    sharper_s = program.with_longest_s(is_over=lambda: False)
+    assert program.bound_s <= sharper_s
+    return sharper_s
 
 
 def test_one_micro_batch_passes_all_stages_one_after_the_other() -> None:
@@ -64,7 +67,7 @@ def test_no_times_that_add_up_to_the_work_are_shorter(
     assert bound_s(described, len(times)) <= found.step_s
 
 
-def test_out_of_time_nothing_is_said() -> None:
-    assert (
-        divisible_bound_s(work(longest_s=5.0), num_micro_batches=3, is_over=lambda: True) == 0.0
-    )
+def test_out_of_time_the_bound_is_that_without_the_longest() -> None:
+    program = DivisibleProgram(work(longest_s=5.0), num_micro_batches=3)
+    assert program.with_longest_s(is_over=lambda: True) == program.bound_s
+    assert program.bound_s == pytest.approx(bound_s(work(), 3))

@@ -1,5 +1,6 @@
 """Lower bounds on the step of a pipeline with unequal micro-batches."""
 
+import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from trimtab.planners.bounds import (
     num_waves_at_least,
 )
 from trimtab.planners.costs import group_s, token_s
-from trimtab.planners.pipeline_program import DivisibleWork, divisible_bound_s
+from trimtab.planners.pipeline_program import DivisibleProgram, DivisibleWork
 from trimtab.planners.program import solve_bound
 from trimtab.planners.stages import FORWARD_FRACTION, StageCosts
 
@@ -142,35 +143,52 @@ class PipelineBound:
     def _timeline_s(
         self, step_s: float, total_s: float, *, num_waves: int, is_over: Callable[[], bool]
     ) -> float:
-        """The least over all numbers of micro-batches of what 1 to 5 say of them."""
-        shares, stages = self._least_shares(), self._costs.stages
-        quick = []
+        """The least over all numbers of micro-batches of what 1 to 5 say of them.
+
+        Best first: what is said of the number with the least bound is made sharper, by 5 with
+        the longest sequence anywhere, then at each position.
+        """
+        heap: list[tuple[float, int, float, DivisibleProgram | None]] = [
+            (bound_s, count, sum_s, None)
+            for bound_s, count, sum_s in self._by_count(step_s, total_s, num_waves=num_waves)
+        ]
+        heapq.heapify(heap)
+        finished: set[int] = set()
+        while not is_over() and heap[0][0] < step_s and heap[0][1] not in finished:
+            bound_s, count, sum_s, program = heap[0]
+            if program is None:
+                program = DivisibleProgram(self._work_of(sum_s), num_micro_batches=count)
+                sharper_s = program.bound_s
+            else:
+                sharper_s = program.with_longest_s(is_over=is_over)
+                finished.add(count)
+            heapq.heapreplace(heap, (max(bound_s, sharper_s), count, sum_s, program))
+        return min(step_s, heap[0][0])
+
+    def _by_count(
+        self, step_s: float, total_s: float, *, num_waves: int
+    ) -> Iterator[tuple[float, int, float]]:
+        """What 1 to 4 say of each number of micro-batches, that, and the sum of their times."""
+        shares, fixed_s = self._least_shares(), self._costs.profile.fixed_s
         for count in range(num_waves, len(self._lengths) + 1, self._multiple):
-            sum_s = max(
-                total_s, self._work_s + self._costs.profile.fixed_s * (count - self._fewest)
-            )
+            sum_s = max(total_s, self._work_s + fixed_s * (count - self._fewest))
             busy_s = max(
                 share * sum_s + fill_s
                 for share, fill_s in zip(shares, self._fills_s, strict=True)
             )
-            quick.append((max(busy_s, self._path_s, self._held_s(count)), count, sum_s))
+            yield max(busy_s, self._path_s, self._held_s(count)), count, sum_s
             if busy_s >= step_s:
-                break
-        proven_s = step_s
-        for quick_s, count, sum_s in sorted(quick):
-            if quick_s >= proven_s:
-                break
-            work = DivisibleWork(
-                shares=shares, forward_fraction=FORWARD_FRACTION, vpp=stages.vpp,
-                total_s=sum_s, least_s=self._alone_s(min(self._lengths)),
-                longest_s=self._alone_s(max(self._lengths)),
-            )  # fmt: skip
-            found_s = quick_s
-            if not is_over():
-                bound_s = divisible_bound_s(work, num_micro_batches=count, is_over=is_over)
-                found_s = max(found_s, bound_s)
-            proven_s = min(proven_s, found_s)
-        return proven_s
+                return
+
+    def _work_of(self, total_s: float) -> DivisibleWork:
+        return DivisibleWork(
+            shares=self._least_shares(),
+            forward_fraction=FORWARD_FRACTION,
+            vpp=self._costs.stages.vpp,
+            total_s=total_s,
+            least_s=self._alone_s(min(self._lengths)),
+            longest_s=self._alone_s(max(self._lengths)),
+        )
 
     @staticmethod
     def _least(bounds_s: Iterator[tuple[float, float]]) -> float:

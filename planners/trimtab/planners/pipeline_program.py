@@ -37,25 +37,34 @@ class DivisibleWork:
     """One micro-batch is at least as long."""
 
 
-def divisible_bound_s(
-    work: DivisibleWork, *, num_micro_batches: int, is_over: Callable[[], bool]
-) -> float:
-    """The bound for plans with so many micro-batches; 0 where there was no time for it."""
-    mean_s = work.total_s / num_micro_batches
-    highs, times = _solver(work, num_micro_batches, unit_s=mean_s)
-    highs.run()
-    bound_s, lengths = _optimum(highs, times)
-    longest = work.longest_s / mean_s
-    if max(lengths) < longest:
-        least, bound_s = work.least_s / mean_s, math.inf
-        for column in times:
+class DivisibleProgram:
+    """The program for one number of micro-batches."""
+
+    def __init__(self, work: DivisibleWork, *, num_micro_batches: int) -> None:
+        self._work = work
+        self._unit_s = work.total_s / num_micro_batches
+        self._highs, self._times = _solver(work, num_micro_batches, unit_s=self._unit_s)
+        self._highs.run()
+        step, times = _optimum(self._highs, self._times)
+        self.bound_s = step * self._unit_s * _TOLERANCE
+        """For all plans with so many micro-batches, wherever the longest sequence is."""
+        self._has_longest = max(times) * self._unit_s >= work.longest_s
+
+    def with_longest_s(self, *, is_over: Callable[[], bool]) -> float:
+        """The bound with the longest sequence in some micro-batch; `bound_s` in want of time."""
+        if self._has_longest:
+            return self.bound_s
+        work, unit_s = self._work, self._unit_s
+        longest, least = work.longest_s / unit_s, work.least_s / unit_s
+        step = math.inf
+        for column in self._times:
             if is_over():
-                return 0.0
-            highs.changeColBounds(column, longest, math.inf)
-            highs.run()
-            bound_s = min(bound_s, _optimum(highs, times)[0])
-            highs.changeColBounds(column, least, math.inf)
-    return bound_s * mean_s * _TOLERANCE
+                return self.bound_s
+            self._highs.changeColBounds(column, longest, math.inf)
+            self._highs.run()
+            step = min(step, _optimum(self._highs, self._times)[0])
+            self._highs.changeColBounds(column, least, math.inf)
+        return max(self.bound_s, step * unit_s * _TOLERANCE)
 
 
 def _optimum(highs: "pulp.highspy.Highs", times: Sequence[int]) -> tuple[float, list[float]]:
