@@ -51,7 +51,7 @@ class DivisibleProgram:
         self._has_longest = max(times) * self._unit_s >= work.longest_s
 
     def with_longest_s(self, *, is_over: Callable[[], bool]) -> float:
-        """The bound with the longest sequence in some micro-batch; `bound_s` in want of time."""
+        """The bound with the longest sequence somewhere; `bound_s` in want of time."""
         if self._has_longest:
             return self.bound_s
         work, unit_s = self._work, self._unit_s
