@@ -14,9 +14,10 @@ from trimtab.core.cluster import ClusterSpec, Precision
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
-from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.core.profile import AttentionKind, DegreeBandwidth, GroupOption, StepProfile
 from trimtab.core.rates import Rates
 from trimtab.core.units import memory_text
+from trimtab.planners.attention_costs import sharing_costs
 from trimtab.planners.counts import Real, StepCounts, step_counts
 from trimtab.planners.memory import stage_memories, worst_stages
 from trimtab.planners.placement import Machine, machine
@@ -36,34 +37,32 @@ _FULL_FRACTION = 0.92
 """Share of the memory a plan may fill (`StageMemory.verdict`)."""
 
 
-def token_s(degree: int, *, profile: StepProfile) -> float:
-    """Rank-seconds per token at `degree` besides the quadratic term: linear and all-to-all."""
-    if degree == 1:
-        return profile.linear_s
-    return profile.linear_s + profile.alltoall_bytes_per_token / profile.bytes_per_s(degree)
-
-
-def group_s(lengths: Sequence[int], degree: int, *, profile: StepProfile) -> float:
+def group_s(
+    lengths: Sequence[int],
+    degree: int,
+    *,
+    profile: StepProfile,
+    attention: AttentionKind = "ulysses",
+) -> float:
     """Time of one group of `degree` ranks in a wave, the fixed time of the wave included.
 
-        fixed_s + [quadratic_s sum(s^2) + (linear_s + alltoall_bytes_per_token / v_d) sum(s)]/d
-
-    where the all-to-all term is absent for d = 1. Whether the group holds the tokens is not
-    checked here.
+    It lies as well as it can (`rank_blocks` charges for worse places). Whether the group holds
+    the tokens is not checked here.
 
     Args:
-        lengths: Tokens of the sequences of the group; none gives `fixed_s`.
+        lengths: Tokens of the sequences of the group; none gives `fixed_s` and latencies.
         degree: Ranks of the group, one of `profile.degrees`.
         profile: The coefficients.
+        attention: The kind, which the profile has at this degree.
 
     Raises:
-        InfeasibleError: The profile has no such degree.
+        InfeasibleError: The profile has no such degree of this kind.
 
-    Source: FlexSP, arXiv:2412.01523, section 4.
+    Source: FlexSP, arXiv:2412.01523, section 4; `attention_costs` for rings.
     """
-    squares = sum(length * length for length in lengths)
-    work_s = profile.quadratic_s * squares + token_s(degree, profile=profile) * sum(lengths)
-    return profile.fixed_s + work_s / degree
+    option = GroupOption(degree=degree, attention=attention)
+    costs = sharing_costs(option, profile=profile)
+    return profile.fixed_s + costs.group_work(lengths) / degree
 
 
 def known_peak(used: Machine, *, precision: Precision) -> float:

@@ -127,11 +127,11 @@ class _Planning:
         for degree in self._degrees:
             if max(self._lengths) > degree * costs.token_cap:
                 continue
-            work = self._costs.work[degree]
-            work_s = sum(map(float.__mul__, work, map(float, costs.counts)))
+            costs_d = BatchCosts(self._lengths, profile=self._profile, degrees=[degree])
+            least = map(min, *costs_d.work) if len(costs_d.work) > 1 else costs_d.work[0]
+            work_s = sum(map(float.__mul__, least, map(float, costs.counts)))
             if work_s / self._num_ranks + costs.fixed_s >= best_s:
                 continue
-            costs_d = BatchCosts(self._lengths, profile=self._profile, degrees=[degree])
             uniform = uniform_packing(costs_d, num_ranks=self._num_ranks)
             uniform_s = packing_s(uniform, fixed_s=costs.fixed_s)
             if uniform_s < best_s:
@@ -279,7 +279,12 @@ def step_seconds(
     """Time of a step: its waves one after the other, each as slow as its slowest group."""
     return profile.step_fixed_s + sum(
         max(
-            group_s([lengths[i] for i in group.sequences], group.degree, profile=profile)
+            group_s(
+                [lengths[i] for i in group.sequences],
+                group.degree,
+                profile=profile,
+                attention=group.attention,
+            )
             for group in wave.groups
         )
         for wave in waves
@@ -302,7 +307,7 @@ def _wave(groups: Sequence[OpenGroup], *, members: Sequence[Iterator[int]]) -> W
         sequences = tuple(
             index for size, count in group.parts for index in islice(members[size], count)
         )
-        placed.append(SequenceGroup(ranks=ranks, sequences=sequences))
+        placed.append(SequenceGroup(ranks=ranks, sequences=sequences, attention=group.attention))
         first += group.degree
     return Wave(groups=tuple(placed))
 
