@@ -144,9 +144,9 @@ def check_groups(packing: Packing, *, costs: BatchCosts, num_ranks: int) -> None
         for group in wave:
             tokens = sum(costs.sizes[size] * count for size, count in group.parts)
             work = sum(
-                    costs.work[costs.degrees.index(group.degree)][size] * count
-                    for size, count in group.parts
-                )
+                costs.work[costs.degrees.index(group.degree)][size] * count
+                for size, count in group.parts
+            )
             assert tokens == group.tokens <= group.degree * costs.token_cap
             assert group.work == pytest.approx(work)
 

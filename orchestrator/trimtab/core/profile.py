@@ -12,7 +12,7 @@ PROFILE_EVIDENCE: tuple[str, ...] = get_args(ProfileEvidence)
 
 AttentionKind = Literal["ulysses", "ring"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
-"""How the ranks of a group share attention: heads (all-to-all), or a ring of key-value blocks."""
+"""How ranks share attention: heads, by all-to-alls, or key-value blocks that go round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,8 @@ class StepProfile:
                 return entry
         known = [1, *(entry.degree for entry in entries)]
         raise InfeasibleError(
-            f"degree {degree} is not in the profile {self.name!r}; for {attention} it has {known}"
+            f"degree {degree} is not in the profile {self.name!r}; for {attention} it has "
+            f"{known}"
         )
 
     def bytes_per_s(self, degree: int, attention: AttentionKind = "ulysses") -> float:

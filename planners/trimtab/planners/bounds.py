@@ -243,9 +243,10 @@ def certified_bound_s(
     Let wave w take T_w + F and be in class k, e_k < T_w <= e_(k+1); prices are not negative.
 
     1. A sequence s of a group of degree d pays  p(s) = token * s + work * c(s), with c its
-       rank-seconds at d and the group's attention kind, which has prices of its own, and `big_tokens` if s is over half of d * token_cap, `big_work` if
-       c(s) is over half of d e_(k+1). Let v(s) be the least it could pay: over all classes,
-       degrees and kinds where it fits, s <= d token_cap and c(s) <= d e_(k+1).
+       rank-seconds at d and the group's attention kind, which has prices of its own; and
+       `big_tokens` if s is over half of d * token_cap, `big_work` if c(s) is over half of
+       d e_(k+1). Let v(s) be the least it could pay: over all classes, degrees and kinds where
+       it fits, s <= d token_cap and c(s) <= d e_(k+1).
     2. A group holds at most d token_cap tokens and d T_w work, and at most one sequence over
        half of each. So its sequences pay at most d (token * token_cap + work * T_w) +
        big_tokens + big_work, and those of a wave of N ranks at most

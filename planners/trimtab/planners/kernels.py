@@ -2,8 +2,9 @@
 
 Sizes are the different lengths of a batch, longest first, and `left[i]` says how many of size i
 are still to be placed. `work[k * S + i]` is the rank-seconds of one sequence of size i (of S)
-in a group of option k, of `degrees[k]` ranks; degrees ascend, and an attention kind more makes
-one repeat. Groups of option k lie at `first_group[k]`, one after the other. All arrays are flat and made by `compiled.floats` and `compiled.ints`.
+in a group of option k, of `degrees[k]` ranks; degrees ascend, and repeat where a degree has
+another attention kind. Groups of option k lie at `first_group[k]`, one after the other. All
+arrays are flat and made by `compiled.floats` and `compiled.ints`.
 """
 
 from typing import NamedTuple

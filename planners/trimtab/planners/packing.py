@@ -65,9 +65,7 @@ class BatchCosts:
     def options_of(self, size: int) -> list[int]:
         """The options that hold a sequence of `size`, ascending by degree; never none."""
         tokens = self.sizes[size]
-        return [
-            k for k, degree in enumerate(self.degrees) if tokens <= degree * self.token_cap
-        ]
+        return [k for k, degree in enumerate(self.degrees) if tokens <= degree * self.token_cap]
 
     def alone_s(self, k: int, size: int) -> float:
         """Time of a sequence of `size` alone in a group of option `k`."""

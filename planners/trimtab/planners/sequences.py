@@ -307,7 +307,9 @@ def _wave(groups: Sequence[OpenGroup], *, members: Sequence[Iterator[int]]) -> W
         sequences = tuple(
             index for size, count in group.parts for index in islice(members[size], count)
         )
-        placed.append(SequenceGroup(ranks=ranks, sequences=sequences, attention=group.attention))
+        placed.append(
+            SequenceGroup(ranks=ranks, sequences=sequences, attention=group.attention)
+        )
         first += group.degree
     return Wave(groups=tuple(placed))
 
