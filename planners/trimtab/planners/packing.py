@@ -71,6 +71,12 @@ class BatchCosts:
         """Time of a sequence of `size` alone in a group of option `k`."""
         return (self.opening[k] + self.work[k][size]) / self.degrees[k]
 
+    def area_s(self, degree: int, *, num_ranks: int) -> float:
+        """Work of all sequences at one degree, the cheaper kind each, over the ranks."""
+        works = [self.work[k] for k, each in enumerate(self.degrees) if each == degree]
+        least = works[0] if len(works) == 1 else map(min, *works)
+        return sum(map(float.__mul__, least, map(float, self.counts))) / num_ranks
+
     def settle(self, group: "OpenGroup") -> "OpenGroup":
         """Give a group the cheaper kind at its degree for what it holds; returns it."""
         kinds = [k for k, degree in enumerate(self.degrees) if degree == group.degree]

@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from trimtab.core.plan import SequenceGroup, Wave
+from trimtab.core.plan import Wave
 from trimtab.core.profile import GroupOption, StepProfile
-from trimtab.planners.attention_costs import sharing_costs
+from trimtab.planners.attention_costs import SharingCosts, sharing_costs
 from trimtab.planners.node_packing import NodePacking, pack_nodes
 
 Ranks = tuple[int, ...]
@@ -39,36 +39,42 @@ def placed_seconds(
     Raises:
         InfeasibleError: The profile has no such degree of this kind.
     """
-    nodes = [{rank // profile.gpus_per_node for rank in group.ranks} for group in wave.groups]
+    nodes = [_nodes_of(group.ranks, profile.gpus_per_node) for group in wave.groups]
     leaving = Counter(node for each in nodes if len(each) > 1 for node in each)
-    return tuple(
-        _group_s(
-            group, [lengths[index] for index in group.sequences], profile=profile,
-            num_nodes=len(each), num_sharing=max(leaving[node] for node in each),
-        )
-        for group, each in zip(wave.groups, nodes, strict=True)
-    )  # fmt: skip
+    inside: dict[GroupOption, SharingCosts] = {}
+    seconds = []
+    for group, each in zip(wave.groups, nodes, strict=True):
+        option = GroupOption(degree=group.degree, attention=group.attention)
+        if len(each) > 1:
+            num_sharing = max(leaving[node] for node in each)
+            costs = _across_nodes(
+                option, profile=profile, num_nodes=len(each), num_sharing=num_sharing
+            )
+        else:
+            if option not in inside:
+                inside[option] = sharing_costs(option, profile=profile)
+            costs = inside[option]
+        work_s = costs.group_work([lengths[index] for index in group.sequences])
+        seconds.append(profile.fixed_s + work_s / group.degree)
+    return tuple(seconds)
 
 
-def _group_s(
-    group: SequenceGroup,
-    lengths: Sequence[int],
-    *,
-    profile: StepProfile,
-    num_nodes: int,
-    num_sharing: int,
-) -> float:
-    option = GroupOption(degree=group.degree, attention=group.attention)
-    bytes_per_s = None
-    if num_nodes > 1:
-        needed = -(-group.degree // profile.gpus_per_node)
-        own = profile.bytes_per_s(group.degree, group.attention)
-        far = own * needed / num_nodes
-        if needed == 1 < num_nodes:
-            far = min(own, _far_bytes_per_s(option, profile=profile))
-        bytes_per_s = far / num_sharing
-    costs = sharing_costs(option, profile=profile, bytes_per_s=bytes_per_s)
-    return profile.fixed_s + costs.group_work(lengths) / group.degree
+def _nodes_of(ranks: Ranks, ranks_per_node: int) -> set[int]:
+    if len(ranks) == 1:
+        return {ranks[0] // ranks_per_node}
+    return {rank // ranks_per_node for rank in ranks}
+
+
+def _across_nodes(
+    option: GroupOption, *, profile: StepProfile, num_nodes: int, num_sharing: int
+) -> SharingCosts:
+    """Costs of a group on several nodes, of which other groups share one's NICs."""
+    needed = -(-option.degree // profile.gpus_per_node)
+    own = profile.bytes_per_s(option.degree, option.attention)
+    far = own * needed / num_nodes
+    if needed == 1:
+        far = min(own, _far_bytes_per_s(option, profile=profile))
+    return sharing_costs(option, profile=profile, bytes_per_s=far / num_sharing)
 
 
 def _far_bytes_per_s(option: GroupOption, *, profile: StepProfile) -> float:
@@ -115,11 +121,13 @@ class RankBlocks:
         sets = wave.place([degrees[at] for at in order])
         for ranks in sets:
             self._remember(ranks)
-        by_degree: dict[int, list[Ranks]] = {}
-        for ranks in sorted(sets, key=lambda ranks: (self._num_nodes(ranks), ranks)):
-            by_degree.setdefault(len(ranks), []).append(ranks)
-        queues = {degree: iter(alike) for degree, alike in by_degree.items()}
-        return [next(queues[degree]) for degree in degrees]
+        best_first = sorted(
+            sets, key=lambda ranks: (-len(ranks), self._num_nodes(ranks), ranks)
+        )
+        placed: list[Ranks] = [()] * len(degrees)
+        for at, ranks in zip(order, best_first, strict=True):
+            placed[at] = ranks
+        return placed
 
     @property
     def ranks_per_node(self) -> int:
@@ -145,7 +153,7 @@ class RankBlocks:
         return num
 
     def _num_nodes(self, ranks: Ranks) -> int:
-        return len({rank // self._per_node for rank in ranks})
+        return len(_nodes_of(ranks, self._per_node))
 
     def _remember(self, ranks: Ranks) -> None:
         if len(ranks) < 2 or ranks in self._known:

@@ -134,17 +134,15 @@ class _Planning:
         for degree in self._degrees:
             if max(self._lengths) > degree * self._costs.token_cap:
                 continue
-            costs = BatchCosts(self._lengths, profile=self._profile, degrees=[degree])
-            least = map(min, *costs.work) if len(costs.work) > 1 else costs.work[0]
-            work_s = sum(map(float.__mul__, least, map(float, costs.counts)))
-            least_s = work_s / self._num_ranks + costs.fixed_s + self._profile.step_fixed_s
-            if least_s >= step_s:
+            area_s = self._costs.area_s(degree, num_ranks=self._num_ranks)
+            if area_s + self._costs.fixed_s + self._profile.step_fixed_s >= step_s:
                 continue
+            costs = BatchCosts(self._lengths, profile=self._profile, degrees=[degree])
             packing = uniform_packing(costs, num_ranks=self._num_ranks)
             uniform, uniform_s = self._placed(packing, costs=costs)
             if uniform_s < step_s:
                 waves, step_s, method = uniform, uniform_s, "uniform"
-        return self._plan(waves, method=method)
+        return self._plan(waves, step_s, method=method)
 
     def _best_placed(self) -> tuple[tuple[Wave, ...], float]:
         """The waves of the plan that is shortest once its groups are placed, and its time."""
@@ -191,7 +189,7 @@ class _Planning:
         while is_before(1) and best.seconds > enough_s and next(search, False):
             best = min(self._plans, key=_seconds)
         waves, step_s = self._best_placed()
-        plan = self._plan(waves, method="search") if step_s < first.step_s else first
+        plan = self._plan(waves, step_s, method="search") if step_s < first.step_s else first
         bound_s = min(bound_s, plan.step_s)
         return replace(
             plan,
@@ -224,9 +222,9 @@ class _Planning:
             idle = 0 if best.seconds < before_s else idle + _SLICE
             yield True
 
-    def _plan(self, waves: tuple[Wave, ...], *, method: PlanMethod) -> StepPlan:
+    def _plan(self, waves: tuple[Wave, ...], step_s: float, *, method: PlanMethod) -> StepPlan:
         return _step_plan(
-            waves, self._lengths, profile=self._profile, num_ranks=self._num_ranks,
+            waves, self._lengths, step_s=step_s, profile=self._profile, num_ranks=self._num_ranks,
             degrees=self._degrees, method=method, started_s=self._started_s, clock=self._clock,
         )  # fmt: skip
 
@@ -264,7 +262,8 @@ def uniform_step(
         costs=costs, profile=profile, num_ranks=num_ranks,
     )  # fmt: skip
     return _step_plan(
-        waves, lengths, profile=profile, num_ranks=num_ranks, degrees=available,
+        waves, lengths, step_s=step_seconds(waves, lengths, profile=profile), profile=profile,
+        num_ranks=num_ranks, degrees=available,
         method="uniform", started_s=started_s, clock=clock,
     )  # fmt: skip
 
@@ -287,6 +286,7 @@ def _step_plan(
     waves: tuple[Wave, ...],
     lengths: Sequence[int],
     *,
+    step_s: float,
     profile: StepProfile,
     num_ranks: int,
     degrees: Sequence[int],
@@ -294,7 +294,6 @@ def _step_plan(
     started_s: float,
     clock: Callable[[], float],
 ) -> StepPlan:
-    step_s = step_seconds(waves, lengths, profile=profile)
     bound_s = area_bound_s(lengths, profile=profile, num_ranks=num_ranks, degrees=degrees)
     bound_s = min(bound_s, step_s)  # they may differ in the last bit where the plan is optimal
     return StepPlan(
