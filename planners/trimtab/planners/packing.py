@@ -53,6 +53,9 @@ class BatchCosts:
         """Degrees and attention kinds, ascending by degree."""
         self.degrees = tuple(option.degree for option in self.options)
         """The degree of each option: twice where both kinds are available."""
+        self._kinds: dict[int, list[int]] = {}
+        for k, degree in enumerate(self.degrees):
+            self._kinds.setdefault(degree, []).append(k)
         self.token_cap = profile.token_cap
         self.fixed_s = profile.fixed_s
         costs = [sharing_costs(option, profile=profile) for option in self.options]
@@ -67,33 +70,41 @@ class BatchCosts:
         tokens = self.sizes[size]
         return [k for k, degree in enumerate(self.degrees) if tokens <= degree * self.token_cap]
 
+    def _order(self, size: int) -> list[int]:
+        """Options by degree, the cheaper kind of each degree first."""
+        if len(self._kinds) == len(self.options):
+            return list(range(len(self.options)))
+        order = []
+        for kinds in self._kinds.values():
+            order += sorted(kinds, key=lambda k: self.work[k][size])
+        return order
+
     def alone_s(self, k: int, size: int) -> float:
         """Time of a sequence of `size` alone in a group of option `k`."""
         return (self.opening[k] + self.work[k][size]) / self.degrees[k]
 
     def area_s(self, degree: int, *, num_ranks: int) -> float:
         """Work of all sequences at one degree, the cheaper kind each, over the ranks."""
-        works = [self.work[k] for k, each in enumerate(self.degrees) if each == degree]
+        works = [self.work[k] for k in self._kinds[degree]]
         least = works[0] if len(works) == 1 else map(min, *works)
         return sum(map(float.__mul__, least, map(float, self.counts))) / num_ranks
 
     def settle(self, group: "OpenGroup") -> "OpenGroup":
         """Give a group the cheaper kind at its degree for what it holds; returns it."""
-        kinds = [k for k, degree in enumerate(self.degrees) if degree == group.degree]
-        works = [
-            self.opening[k] + sum(count * self.work[k][size] for size, count in group.parts)
-            for k in kinds
-        ]
-        best = works.index(min(works))
-        group.attention, group.work = self.options[kinds[best]].attention, works[best]
+        kinds = self._kinds[group.degree]
+        if len(kinds) > 1:
+            works = [
+                self.opening[k] + sum(count * self.work[k][size] for size, count in group.parts)
+                for k in kinds
+            ]
+            best = works.index(min(works))
+            group.attention, group.work = self.options[kinds[best]].attention, works[best]
         return group
 
     def batch(self, num_ranks: int) -> kernels.Batch:
         """What the kernels read."""
         sizes = range(len(self.sizes))
         holding = [self.options_of(size) for size in sizes]
-        every = range(len(self.options))
-        order = [sorted(every, key=lambda k: (self.degrees[k], self.work[k][i])) for i in sizes]
         most_groups = [num_ranks // degree for degree in self.degrees]
         return kernels.Batch(
             sizes=ints(self.sizes),
@@ -101,7 +112,7 @@ class BatchCosts:
             degrees=ints(self.degrees),
             work=floats(work for works in self.work for work in works),
             opening=floats(self.opening),
-            order=ints(k for options in order for k in options),
+            order=ints(k for i in sizes for k in self._order(i)),
             cheapest=floats(min(self.work[k][i] for k in holding[i]) for i in sizes),
             fastest_s=floats(min(self.alone_s(k, i) for k in holding[i]) for i in sizes),
             first_group=ints(accumulate(most_groups, initial=0)),
@@ -229,15 +240,15 @@ class PackingSearch:
             self._left[i] = waves.counts[w * num_sizes + i]
         _, num_logged = kernels.fill_wave(batch, self._left, 0, waves.target_s[w], out)
         groups = {
-            int(batch.first_group[k]) + number: OpenGroup(degree)
-            for k, degree in enumerate(self.costs.degrees)
+            int(batch.first_group[k]) + number: OpenGroup(option.degree, option.attention)
+            for k, option in enumerate(self.costs.options)
             for number in range(out.open_groups[k])
         }
         for at in range(num_logged):
             part = (int(out.log_size[at]), int(out.log_count[at]))
             groups[int(out.log_group[at])].parts.append(part)
         for g, group in groups.items():
-            group.tokens = int(out.group_tokens[g])
+            group.work, group.tokens = float(out.group_work[g]), int(out.group_tokens[g])
         return [self.costs.settle(group) for group in groups.values()]
 
     def _empty_waves(self) -> kernels.Waves:
@@ -305,10 +316,10 @@ def _balanced_groups(
 
     Source: Graham (1969), longest processing time first.
     """
-    degree = costs.degrees[option]
-    limit = degree * costs.token_cap
-    groups = [OpenGroup(degree) for _ in range(num_groups)]
-    queue = [(0.0, index) for index in range(num_groups)]
+    degree, attention = costs.degrees[option], costs.options[option].attention
+    limit, opening = degree * costs.token_cap, costs.opening[option]
+    groups = [OpenGroup(degree, attention, opening) for _ in range(num_groups)]
+    queue = [(opening, index) for index in range(num_groups)]
     items = [size for size, count in enumerate(costs.counts) for _ in range(count)]
     for size in items:
         full = []

@@ -224,8 +224,9 @@ class _Planning:
 
     def _plan(self, waves: tuple[Wave, ...], step_s: float, *, method: PlanMethod) -> StepPlan:
         return _step_plan(
-            waves, self._lengths, step_s=step_s, profile=self._profile, num_ranks=self._num_ranks,
-            degrees=self._degrees, method=method, started_s=self._started_s, clock=self._clock,
+            waves, self._lengths, step_s=step_s, profile=self._profile,
+            num_ranks=self._num_ranks, degrees=self._degrees, method=method,
+            started_s=self._started_s, clock=self._clock,
         )  # fmt: skip
 
 
