@@ -116,8 +116,8 @@ def step_planner(job: JobSpec, layout: Layout) -> StepPlanner:
     if uniform_degree is not None and uniform_degree not in degrees:
         raise InputError(
             f"step_planning.uniform_degree: expected one of {list(degrees)} (in the profile, "
-            f"dividing the model's {heads} heads unless in a ring, not above {layout.group_ranks} ranks), got "
-            f"{uniform_degree}"
+            f"dividing the model's {heads} heads unless in a ring, not above "
+            f"{layout.group_ranks} ranks), got {uniform_degree}"
         )
     return StepPlanner(
         profile=profile,

@@ -52,6 +52,9 @@ _MOST_IDLE_TRIALS = 20_000
 _BOUND_FROM, _BOUND_UNTIL = 0.3, 0.7
 """Parts of the time limit between which the bound is worked on."""
 
+_MOST_PLACED = 8
+"""Plans of which the one is taken that is shortest once its groups lie on ranks."""
+
 _ROUNDING = 1e-9
 """A plan must be so much shorter to be worth placing: sums of doubles differ in order."""
 
@@ -123,14 +126,35 @@ class _Planning:
         self._lengths, self._profile, self._num_ranks = lengths, profile, num_ranks
         self._degrees, self._started_s, self._clock = degrees, started_s, clock
         self._costs = BatchCosts(lengths, profile=profile, degrees=degrees)
-        self._search = PackingSearch(self._costs, num_ranks=num_ranks)
-        self._plans = sorted(self._search.builds(_FIRST_BUILDS), key=_seconds)
-        self._search.improve(self._plans[0], trials=_FIRST_TRIALS)
+        self._search, self._plans = self._built(self._costs)
+        self._first = self._best_placed(self._search, self._plans)
+        self._prefer_whole_nodes()
+
+    def _built(self, costs: BatchCosts) -> tuple[PackingSearch, list[PackedWaves]]:
+        """A search and its first plans, the best of them improved a little."""
+        search = PackingSearch(costs, num_ranks=self._num_ranks)
+        plans = sorted(search.builds(_FIRST_BUILDS), key=_seconds)
+        search.improve(plans[0], trials=_FIRST_TRIALS)
+        return search, plans
+
+    def _prefer_whole_nodes(self) -> None:
+        """Go on with degrees that tile nodes, where straddling makes the others slower."""
+        size = self._profile.gpus_per_node
+        tiling = [d for d in self._degrees if size % d == 0 or d % size == 0]
+        holds = bool(tiling) and max(self._lengths) <= tiling[-1] * self._costs.token_cap
+        base_s = self._plans[0].seconds + self._profile.step_fixed_s
+        if not holds or self._first[1] <= base_s * (1 + _GOOD_GAP):
+            return
+        costs = BatchCosts(self._lengths, profile=self._profile, degrees=tiling)
+        search, plans = self._built(costs)
+        placed = self._best_placed(search, plans)
+        if placed[1] < self._first[1]:
+            self._search, self._plans, self._first = search, plans, placed
 
     def first_plan(self) -> StepPlan:
         """The best of the plans built first and of all uniform degrees."""
         method: PlanMethod = "heuristic"
-        waves, step_s = self._best_placed()
+        waves, step_s = self._first
         for degree in self._degrees:
             if max(self._lengths) > degree * self._costs.token_cap:
                 continue
@@ -144,13 +168,15 @@ class _Planning:
                 waves, step_s, method = uniform, uniform_s, "uniform"
         return self._plan(waves, step_s, method=method)
 
-    def _best_placed(self) -> tuple[tuple[Wave, ...], float]:
+    def _best_placed(
+        self, search: PackingSearch, plans: Sequence[PackedWaves]
+    ) -> tuple[tuple[Wave, ...], float]:
         """The waves of the plan that is shortest once its groups are placed, and its time."""
         best: tuple[Wave, ...] = ()
         best_s = math.inf
-        for plan in sorted(self._plans, key=_seconds):
+        for plan in sorted(plans, key=_seconds)[:_MOST_PLACED]:
             if plan.seconds + self._profile.step_fixed_s < best_s * (1 - _ROUNDING):
-                waves, step_s = self._placed(self._search.groups(plan), costs=self._costs)
+                waves, step_s = self._placed(search.groups(plan), costs=search.costs)
                 if step_s < best_s:
                     best, best_s = waves, step_s
         return best, best_s
@@ -188,7 +214,7 @@ class _Planning:
         enough_s = bound_s * (1 + _GOOD_GAP) - self._profile.step_fixed_s
         while is_before(1) and best.seconds > enough_s and next(search, False):
             best = min(self._plans, key=_seconds)
-        waves, step_s = self._best_placed()
+        waves, step_s = self._best_placed(self._search, self._plans)
         plan = self._plan(waves, step_s, method="search") if step_s < first.step_s else first
         bound_s = min(bound_s, plan.step_s)
         return replace(

@@ -170,9 +170,9 @@ def _show_wave(
     seconds = placed_seconds(wave, lengths, profile=profile)
     busy = sum(t * group.degree for t, group in zip(seconds, wave.groups, strict=True))
     counts = Counter((group.degree, group.attention) for group in wave.groups)
+    words = {"ulysses": "degree", "ring": "ring of"}
     groups = "  ".join(
-        f"[{colours[degree]}]{counts[degree, kind]} x {'ring of' if kind == 'ring' else 'degree'}"
-        f" {degree}[/{colours[degree]}]"
+        f"[{colours[degree]}]{counts[degree, kind]} x {words[kind]} {degree}[/{colours[degree]}]"
         for degree, kind in sorted(counts, reverse=True)
     )
     sequences = counted(sum(len(group.sequences) for group in wave.groups), "sequence")
