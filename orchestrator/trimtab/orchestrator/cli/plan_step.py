@@ -172,7 +172,8 @@ def _show_wave(
     counts = Counter((group.degree, group.attention) for group in wave.groups)
     words = {"ulysses": "degree", "ring": "ring of"}
     groups = "  ".join(
-        f"[{colours[degree]}]{counts[degree, kind]} x {words[kind]} {degree}[/{colours[degree]}]"
+        f"[{colours[degree]}]{counts[degree, kind]} x {words[kind]} {degree}"
+        f"[/{colours[degree]}]"
         for degree, kind in sorted(counts, reverse=True)
     )
     sequences = counted(sum(len(group.sequences) for group in wave.groups), "sequence")
