@@ -30,6 +30,14 @@ _GROUPINGS = (
     [[((2, 3), (3, 0)), ((0, 1), (1, 2))], [((0,), (4, 6)), ((2,), (5,))]],
 )
 
+_RINGS = (
+    # Rings of two, three and four ranks, and one beside Ulysses.
+    [[((0, 1, 2), (0, 4, 3), "ring"), ((3,), (1,))], [((0, 1, 2, 3), (2, 6, 5), "ring")]],
+    [[((0, 3), (6, 2), "ring"), ((1, 2), (1, 5))], [((1, 2, 3), (4, 0, 3), "ring")]],
+    [[((0, 1, 2, 3), (0, 1, 2, 3, 4, 5, 6), "ring")]],
+    [[((0, 1), (3, 0, 1), "ring"), ((2, 3), (2, 4), "ring")], [((0, 2, 3), (5, 6), "ring")]],
+)
+
 
 def _job(folder: Path, **model: Any) -> JobSpec:
     spec = {
@@ -66,7 +74,13 @@ def _job(folder: Path, **model: Any) -> JobSpec:
 def _plan(waves: list[Any]) -> StepPlan:
     return StepPlan(
         waves=tuple(
-            Wave(groups=tuple(SequenceGroup(ranks=r, sequences=s) for r, s in groups))
+            Wave(
+                groups=tuple(
+                    SequenceGroup(ranks=ranks, sequences=sequences, attention=attention)
+                    for ranks, sequences, *kind in groups
+                    for attention in kind or ["ulysses"]
+                )
+            )
             for groups in waves
         ),
         paths=(StagePath(stages=(0,)),) * len(waves),
@@ -80,6 +94,10 @@ def _plan(waves: list[Any]) -> StepPlan:
 
 def _changing_plans() -> list[StepPlan]:
     return [_plan(_GROUPINGS[step % len(_GROUPINGS)]) for step in range(_STEPS)]
+
+
+def _ring_plans() -> list[StepPlan]:
+    return [_plan(_RINGS[step % len(_RINGS)]) for step in range(_STEPS)]
 
 
 def _one_process_plans() -> list[StepPlan]:
@@ -161,6 +179,16 @@ def test_four_ranks_with_changing_groups_lose_what_one_process_loses(
     assert reference["losses"][-1] < reference["losses"][0] - 1.0
 
 
+def test_rings_of_two_three_and_four_lose_what_one_process_loses(
+    reference: dict[str, Any], documents: Path, tmp_path: Path
+) -> None:
+    four = _train(_job(documents), _ring_plans(), num_ranks=4, out=tmp_path / "four")
+
+    assert four["losses"] == pytest.approx(reference["losses"], abs=1e-5)
+    assert four["evaluations"] == pytest.approx(reference["evaluations"], abs=1e-5)
+    assert _relative_error(four["gradients"], reference["gradients"]) < 1e-5
+
+
 @pytest.mark.parametrize("fault", ["mask", "position", "weighting"])
 def test_a_broken_mask_position_or_weighting_is_noticed(
     fault: str, reference: dict[str, Any], documents: Path, tmp_path: Path
@@ -184,7 +212,10 @@ def test_a_broken_mask_position_or_weighting_is_noticed(
 def test_other_models_agree_too(model: dict[str, Any], documents: Path, tmp_path: Path) -> None:
     job = _job(documents, **model)
     one = _train(job, _one_process_plans(), num_ranks=1, out=tmp_path / "one")
-    four = _train(job, _changing_plans(), num_ranks=4, out=tmp_path / "four")
+    half = _STEPS // 2
+    plans = [*_changing_plans()[:half], *_ring_plans()[half:]]
+    rings_first = [*_ring_plans()[:1], *plans[1:]]  # whose gradients are compared
+    four = _train(job, rings_first, num_ranks=4, out=tmp_path / "four")
 
     assert four["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert _relative_error(four["gradients"], one["gradients"]) < 1e-5

@@ -11,6 +11,7 @@ from trimtab.core.certificate import BoundCertificate
 from trimtab.core.cluster import Precision
 from trimtab.core.errors import InputError
 from trimtab.core.model import mfu
+from trimtab.core.profile import ATTENTION_KINDS, AttentionKind
 
 Recompute = Literal["none", "selective", "full"]
 RECOMPUTES: tuple[str, ...] = get_args(Recompute)
@@ -259,8 +260,11 @@ class SequenceGroup:
     """Indices into the dp * cp ranks, ascending."""
     sequences: tuple[int, ...]
     """Indices into the batch."""
+    attention: AttentionKind = "ulysses"
+    """How its ranks share attention; plans written before rings were have no such field."""
 
     def __post_init__(self) -> None:
+        checks.one_of("group.attention", self.attention, ATTENTION_KINDS)
         checks.not_empty("group.ranks", self.ranks)
         checks.not_empty("group.sequences", self.sequences)
 

@@ -18,13 +18,13 @@ from trimtab.core.profile import StepProfile
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator.rundir import RunDir
 from trimtab.orchestrator.step_planning import step_planner
-from trimtab.planners.calibration import (
-    GroupSample,
+from trimtab.planners.costs import analytic_profile
+from trimtab.planners.group_fitting import GroupSample
+from trimtab.planners.profile_fitting import (
     fit_profile,
     median_error,
     wave_samples,
 )
-from trimtab.planners.costs import analytic_profile
 
 _ROUNDS = 3
 """How often each smallest degree has its turn."""

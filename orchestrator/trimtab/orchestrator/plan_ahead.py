@@ -23,8 +23,8 @@ from trimtab.core.plan import StepPlan
 from trimtab.core.profile import StepProfile
 from trimtab.launch.plans import MeasuredStep, PlanAnswer, Refinement
 from trimtab.orchestrator.step_planning import StepPlanner
-from trimtab.planners.calibration import (
-    GroupSample,
+from trimtab.planners.group_fitting import GroupSample
+from trimtab.planners.profile_fitting import (
     median_error,
     refine_profile,
     wave_samples,

@@ -14,7 +14,7 @@ from trimtab.core.model import MFU_FORMULA
 from trimtab.core.plan import Forecast, JobPlan, Layout, StepPlan, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import MS
-from trimtab.planners.costs import group_s
+from trimtab.planners.rank_blocks import placed_seconds
 
 _Document = dict[str, Any]
 
@@ -133,15 +133,16 @@ def _wave_document(
     wave: Wave, *, lengths: Sequence[int], profile: StepProfile, first_line: int
 ) -> _Document:
     groups: list[_Document] = []
-    for group in wave.groups:
-        group_lengths = [lengths[sequence] for sequence in group.sequences]
+    times_s = placed_seconds(wave, lengths, profile=profile)
+    for group, group_s in zip(wave.groups, times_s, strict=True):
         groups.append(
             {
                 "degree": group.degree,
+                "attention": group.attention,
                 "ranks": list(group.ranks),
                 "sequences": [first_line + sequence for sequence in group.sequences],
-                "tokens": sum(group_lengths),
-                "time_ms": group_s(group_lengths, group.degree, profile=profile) / MS,
+                "tokens": sum(lengths[sequence] for sequence in group.sequences),
+                "time_ms": group_s / MS,
             }
         )
     return {"time_ms": max(group["time_ms"] for group in groups), "groups": groups}

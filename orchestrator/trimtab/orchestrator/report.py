@@ -36,8 +36,7 @@ from trimtab.monitor.store import EventStore
 from trimtab.orchestrator.report_steps import StepsTaken
 from trimtab.orchestrator.rundir import RunDir
 from trimtab.orchestrator.step_planning import step_planner
-from trimtab.planners.calibration import wave_samples
-from trimtab.planners.costs import group_s
+from trimtab.planners.profile_fitting import predicted_s, wave_samples
 
 _REPORTED: Final = (
     AttemptStarted,
@@ -376,8 +375,8 @@ def _group_errors(steps: StepsTaken, profile: StepProfile | None) -> tuple[Group
             continue
         planned = steps.plans[step]
         for sample in wave_samples(planned.plan, planned.lengths, waves_s.get(step, {})):
-            predicted_s = group_s(sample.lengths, sample.degree, profile=in_force)
-            ratios.setdefault(sample.degree, []).append(predicted_s / sample.seconds)
+            ratio = predicted_s(sample, profile=in_force) / sample.seconds
+            ratios.setdefault(sample.degree, []).append(ratio)
     return tuple(
         GroupErrors(
             degree=degree,

@@ -17,6 +17,7 @@ from trimtab.core.plan import (
     PLAN_METHODS,
     RECOMPUTES,
 )
+from trimtab.core.profile import ATTENTION_KINDS
 from trimtab.core.serde import SCHEMA_VERSION
 
 _Schema = dict[str, Any]
@@ -147,9 +148,12 @@ PLAN_SCHEMA: _Schema = {
     ),
 }
 
+_ATTENTION: _Schema = {"enum": list(ATTENTION_KINDS)}
+
 _GROUP = _object(
     {
         "degree": _described(_COUNT, "number of ranks"),
+        "attention": _described(_ATTENTION, "how its ranks share attention; 1 has no need to"),
         "ranks": _described(
             {**_list(_INDEX, at_least=1), "uniqueItems": True}, "ascending, 0 to num_gpus - 1"
         ),
@@ -178,6 +182,7 @@ _GROUP_PRICE = _object(
         "work": _described(_AMOUNT, "seconds a rank-second of work"),
         "big_tokens_s": _described(_AMOUNT, "for a sequence of over half a group's tokens"),
         "big_work_s": _described(_AMOUNT, "for one of over half a group's work"),
+        "attention": _ATTENTION,
     }
 )
 

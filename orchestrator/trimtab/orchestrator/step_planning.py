@@ -21,7 +21,7 @@ class StepPlanner:
     num_ranks: int
     """The dp * cp ranks that groups are formed over."""
     degrees: tuple[int, ...]
-    """Degrees that the model's heads allow."""
+    """Degrees of the profile that there are ranks for."""
     grouping: Grouping
     uniform_degree: int | None
     time_limit_s: float = 0.0
@@ -110,17 +110,14 @@ def step_planner(job: JobSpec, layout: Layout) -> StepPlanner:
     if job.step_planning.token_cap is not None:
         profile = replace(profile, token_cap=job.step_planning.token_cap)
     heads = job.model.num_heads // layout.tp
-    degrees = tuple(
-        degree
-        for degree in profile.degrees
-        if heads % degree == 0 and degree <= layout.group_ranks
-    )
+    profile = profile.for_heads(heads)
+    degrees = tuple(degree for degree in profile.degrees if degree <= layout.group_ranks)
     uniform_degree = job.step_planning.uniform_degree
     if uniform_degree is not None and uniform_degree not in degrees:
         raise InputError(
             f"step_planning.uniform_degree: expected one of {list(degrees)} (in the profile, "
-            f"dividing the model's {heads} heads, not above {layout.group_ranks} ranks), got "
-            f"{uniform_degree}"
+            f"dividing the model's {heads} heads unless in a ring, not above "
+            f"{layout.group_ranks} ranks), got {uniform_degree}"
         )
     return StepPlanner(
         profile=profile,

@@ -11,7 +11,8 @@ from trimtab.core import checks
 from trimtab.core.certificate import BoundCertificate, BoundLeaf, GroupPrice, WaveSplit
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.profile import StepProfile
-from trimtab.planners.costs import group_s, token_s
+from trimtab.planners.attention_costs import sharing_costs
+from trimtab.planners.costs import group_s
 
 _Array = NDArray[np.float64]
 
@@ -75,8 +76,9 @@ def area_bound_s(
     """A time that no step plan for `lengths` can be shorter than.
 
     Let a plan have W waves of times T_w, and let F be `fixed_s`. Write a group's time as
-    F + work / d, so that work is in rank-seconds and is the sum over its sequences of what each
-    costs at degree d, which is at least its cost c at its cheapest degree that holds it.
+    F + work / d, so that work is in rank-seconds and is at least the sum over its sequences of
+    what each costs at its degree and attention kind, which is at least the cost c at its
+    cheapest degree and kind that hold it. (Latencies and worse places only add to it.)
 
     1. Area. Every group of wave w has work <= d (T_w - F), and the groups' ranks are disjoint,
        so the work of the wave is at most N (T_w - F). Summed over waves, the sum of all c is
@@ -96,18 +98,19 @@ def area_bound_s(
     usable = usable_degrees(profile=profile, num_ranks=num_ranks, degrees=degrees)
     check_lengths(lengths, profile=profile, degrees=usable)
     sizes = np.asarray(lengths, dtype=np.float64)
-    per_token_s = np.full(len(sizes), np.inf)
-    for degree in usable:
-        slope = token_s(degree, profile=profile)
-        holds = sizes <= degree * profile.token_cap
-        per_token_s = np.where(holds, np.minimum(per_token_s, slope), per_token_s)
-    work_s = float((profile.quadratic_s * sizes + per_token_s) @ sizes)
+    options = [option for option in profile.options if option.degree in usable]
+    least_s = np.full(len(sizes), np.inf)
+    for option in options:
+        costs = sharing_costs(option, profile=profile)
+        holds = sizes <= option.degree * profile.token_cap
+        least_s = np.where(holds, np.minimum(least_s, costs.works(sizes)), least_s)
+    work_s = float(least_s.sum())
     waves = num_waves_at_least(lengths, wave_tokens=num_ranks * profile.token_cap)
     longest = max(lengths)
     longest_s = min(
-        group_s([longest], d, profile=profile)
-        for d in usable
-        if longest <= d * profile.token_cap
+        group_s([longest], option.degree, profile=profile, attention=option.attention)
+        for option in options
+        if longest <= option.degree * profile.token_cap
     )
     area_s = work_s / num_ranks + waves * profile.fixed_s
     return profile.step_fixed_s + max(area_s, longest_s + (waves - 1) * profile.fixed_s)
@@ -126,8 +129,10 @@ class BoundTerms:
     Attributes:
         sizes: The different lengths, longest first, in tokens; shape [S].
         counts: How many sequences of each; shape [S].
-        work: Rank-seconds of a sequence of each size at each degree; shape [degrees, S].
-        holds: Whether a group of the degree holds the size; shape [degrees, S].
+        options: Degrees and attention kinds of groups.
+        degrees: The degree of each option.
+        work: Rank-seconds of a sequence of each size at each option; shape [options, S].
+        holds: Whether a group of the option holds the size; shape [options, S].
         fastest_s: Time of a sequence of each size alone at its fastest degree; shape [S].
         step_s: Time of the waves, fixed times included, of the plan that is to be beaten.
         longest_wave_s: No wave of a shorter plan is longer, fixed time left out.
@@ -145,14 +150,16 @@ class BoundTerms:
         sizes, counts = np.unique(np.asarray(lengths, dtype=np.float64), return_counts=True)
         self.sizes: _Array = sizes[::-1]
         self.counts: _Array = counts[::-1].astype(np.float64)
-        self.degrees, self.num_ranks = tuple(degrees), num_ranks
+        self.options = tuple(o for o in profile.options if o.degree in set(degrees))
+        self.degrees = tuple(option.degree for option in self.options)
+        self.num_ranks = num_ranks
         self.token_cap, self.fixed_s = profile.token_cap, profile.fixed_s
-        per_token_s = [token_s(degree, profile=profile) for degree in degrees]
-        quadratic_s = profile.quadratic_s * self.sizes**2
-        self.work: _Array = quadratic_s + np.outer(per_token_s, self.sizes)
+        costs = [sharing_costs(option, profile=profile) for option in self.options]
+        self.work: _Array = np.stack([cost.works(self.sizes) for cost in costs])
+        opening = np.array([[cost.opening_s] for cost in costs])
         ranks = np.array(self.degrees, dtype=np.float64)[:, None]
         self.holds = self.sizes <= ranks * self.token_cap
-        alone_s = np.where(self.holds, self.work / ranks, np.inf)
+        alone_s = np.where(self.holds, (opening + self.work) / ranks, np.inf)
         self.fastest_s: _Array = alone_s.min(axis=0)
         self.step_s = step_s
         self.num_waves = num_waves_at_least(lengths, wave_tokens=num_ranks * self.token_cap)
@@ -183,11 +190,15 @@ class BoundTerms:
         worth_s = np.full(len(self.sizes), np.inf)
         excess_s = 0.0
         credit_s = np.cumsum(leaf.wave_prices_s)
-        prices = {(price.wave_class, price.degree): price for price in leaf.group_prices}
+        prices = {
+            (price.wave_class, price.degree, price.attention): price
+            for price in leaf.group_prices
+        }
         for k, (low_s, high_s) in enumerate(itertools.pairwise(leaf.edges_s)):
             rank_worth_s = np.zeros(2)
-            for work, holds, degree in zip(self.work, self.holds, self.degrees, strict=True):
-                price = prices.get((k, degree), _FREE)
+            for work, holds, option in zip(self.work, self.holds, self.options, strict=True):
+                degree = option.degree
+                price = prices.get((k, degree, option.attention), _FREE)
                 big_s = (price.big_tokens_s + price.big_work_s) / degree
                 paid_s = price.token_s * self.token_cap + big_s
                 times_s = np.array((low_s, high_s))
@@ -232,9 +243,10 @@ def certified_bound_s(
     Let wave w take T_w + F and be in class k, e_k < T_w <= e_(k+1); prices are not negative.
 
     1. A sequence s of a group of degree d pays  p(s) = token * s + work * c(s), with c its
-       rank-seconds at d, and `big_tokens` if s is over half of d * token_cap, `big_work` if
-       c(s) is over half of d e_(k+1). Let v(s) be the least it could pay: over all classes and
-       degrees where it fits, s <= d token_cap and c(s) <= d e_(k+1).
+       rank-seconds at d and the group's attention kind, which has prices of its own; and
+       `big_tokens` if s is over half of d * token_cap, `big_work` if c(s) is over half of
+       d e_(k+1). Let v(s) be the least it could pay: over all classes, degrees and kinds where
+       it fits, s <= d token_cap and c(s) <= d e_(k+1).
     2. A group holds at most d token_cap tokens and d T_w work, and at most one sequence over
        half of each. So its sequences pay at most d (token * token_cap + work * T_w) +
        big_tokens + big_work, and those of a wave of N ranks at most

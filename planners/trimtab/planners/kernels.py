@@ -2,8 +2,9 @@
 
 Sizes are the different lengths of a batch, longest first, and `left[i]` says how many of size i
 are still to be placed. `work[k * S + i]` is the rank-seconds of one sequence of size i (of S)
-in a group of `degrees[k]` ranks; degrees ascend. Groups of degree k lie at `first_group[k]`,
-one after the other. All arrays are flat and made by `compiled.floats` and `compiled.ints`.
+in a group of option k, of `degrees[k]` ranks; degrees ascend, and repeat where a degree has
+another attention kind. Groups of option k lie at `first_group[k]`, one after the other. All
+arrays are flat and made by `compiled.floats` and `compiled.ints`.
 """
 
 from typing import NamedTuple
@@ -25,6 +26,10 @@ class Batch(NamedTuple):
     counts: Ints
     degrees: Ints
     work: Floats
+    opening: Floats
+    """Work of a group of each option besides its sequences."""
+    order: Ints
+    """Options by degree, then by work: `order[i * K + j]` is the j-th for size i."""
     cheapest: Floats
     """Work of a sequence of each size at its cheapest degree."""
     fastest_s: Floats
@@ -92,11 +97,12 @@ def fill_wave(  # noqa: C901 - one loop: calls from within make it ten times as 
             continue
         tokens = batch.sizes[i]
         is_narrowest = True
-        for k in range(num_degrees):
+        for j in range(num_degrees):
+            k = batch.order[i * num_degrees + j]
             degree = batch.degrees[k]
             work = batch.work[k * num_sizes + i]
             most_work, most_tokens = degree * limit_s, degree * batch.token_cap
-            if tokens > most_tokens or work > most_work:
+            if tokens > most_tokens or batch.opening[k] + work > most_work:
                 continue
             g = batch.first_group[k]
             end = g + out.open_groups[k]
@@ -112,7 +118,7 @@ def fill_wave(  # noqa: C901 - one loop: calls from within make it ten times as 
                     free -= degree
                     end += 1
                     out.open_groups[k] += 1
-                    out.group_work[g] = 0.0
+                    out.group_work[g] = batch.opening[k]
                     out.group_tokens[g] = 0
                 fitting = min(count, (most_tokens - out.group_tokens[g]) // tokens)
                 by_time = (most_work - out.group_work[g]) / work
@@ -173,7 +179,8 @@ def target_of(batch: Batch, c: int, left: Ints, stretches: Floats) -> float:
     if c < len(stretches):
         return max(shortest_s, stretches[c] * area_s / num_waves)
     k = c - len(stretches)
-    target_s = batch.work[k * len(batch.sizes) + longest] / batch.degrees[k]
+    alone = batch.opening[k] + batch.work[k * len(batch.sizes) + longest]
+    target_s = alone / batch.degrees[k]
     if batch.sizes[longest] > batch.degrees[k] * batch.token_cap:
         return 0.0
     if target_s > max(shortest_s, 1.5 * area_s):

@@ -282,14 +282,15 @@ class _Program:
         prices = [
             GroupPrice(
                 wave_class=k,
-                degree=degree,
+                degree=option.degree,
+                attention=option.attention,
                 token_s=price("tokens", k, j),
                 work=price("work", k, j),
                 big_tokens_s=price("big_tokens", k, j),
                 big_work_s=price("big_work", k, j),
             )
             for k in classes
-            for j, degree in enumerate(self._terms.degrees)
+            for j, option in enumerate(self._terms.options)
         ]
         return BoundLeaf(
             splits=splits,

@@ -19,12 +19,12 @@ from trimtab.core.units import counted, memory_text
 from trimtab.planners.bounds import num_waves_at_least
 from trimtab.planners.costs import (
     StepWork,
-    group_degrees,
     memory_token_cap,
     pipeline_work,
     price,
     work_counts,
 )
+from trimtab.planners.exchanges import group_degrees
 from trimtab.planners.memory import stage_memories, worst_stages
 from trimtab.planners.placement import layers_of
 from trimtab.planners.shapes import (
