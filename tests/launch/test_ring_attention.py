@@ -68,9 +68,9 @@ def test_merged_blocks_are_attention_to_all_of_them(kv_heads: int) -> None:
 def test_a_ring_attends_as_one_process_does(num_ranks: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    script = str(Path(__file__).with_name("ring_process.py"))
     ended = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ring_process.py"))]
-        + [str(num_ranks), str(port)],
+        [sys.executable, "-W", "ignore", script, str(num_ranks), str(port)],
         capture_output=True,
         text=True,
         timeout=240,
