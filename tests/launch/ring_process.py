@@ -1,4 +1,4 @@
-"""The ranks of one ring, which the ring tests start: attention and gradients against one process.
+"""The ranks of a ring, which the ring tests start: attention and gradients as in one process.
 
     python ring_process.py NUM_RANKS PORT
 
@@ -36,7 +36,7 @@ def errors(num_ranks: int, rank: int) -> dict[str, float]:
             torch.randn(sum(lengths), count, 8, generator=generator)
             for count in (heads, kv_heads, kv_heads, heads)
         ]
-        expected = _expected(*whole, lengths)
+        expected = _expected(whole, lengths)
         cut = zigzag(lengths, degree=num_ranks, place=rank)
         starts = [sum(lengths[:at]) for at in range(len(lengths))]
         mine = torch.tensor(
@@ -60,16 +60,10 @@ def errors(num_ranks: int, rank: int) -> dict[str, float]:
     return found
 
 
-def _expected(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    grad: torch.Tensor,
-    lengths: tuple[int, ...],
-) -> list[torch.Tensor]:
-    inputs = [x.clone().requires_grad_() for x in (query, key, value)]
+def _expected(whole: list[torch.Tensor], lengths: tuple[int, ...]) -> list[torch.Tensor]:
+    inputs = [x.clone().requires_grad_() for x in whole[:3]]
     out = attend_documents(inputs[0], inputs[1], inputs[2], lengths)
-    out.backward(grad)
+    out.backward(whole[3])
     gradients = [x.grad for x in inputs if x.grad is not None]
     return [out.detach(), *gradients]
 
