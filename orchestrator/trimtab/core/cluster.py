@@ -82,7 +82,7 @@ class NicSpec:
     gid_index: int | None = None
     """Of RoCE: which entry of a port's table of addresses is the routable one."""
     interface: str | None = None
-    """The network interface that sockets use, `eth0` or `bond0`; None: by the node's address."""
+    """What sockets use, `eth0` or `bond0`; None: the interface of the node's address."""
 
     def __post_init__(self) -> None:
         checks.one_of("nic.kind", self.kind, NIC_KINDS)
