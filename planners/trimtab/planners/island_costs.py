@@ -33,7 +33,6 @@ from trimtab.planners.pools import Host, Network, Way
 from trimtab.planners.shapes import Job
 from trimtab.planners.uneven_pipeline import Boundary, stage_ends
 
-
 _RING_CHUNKS = 8
 """Chunks that a ring has on their way at once while it passes a far link: the latency is paid
 for a few of them, not for every rank. An assumption."""
@@ -77,10 +76,14 @@ class PlacedStep:
     stage_layers: tuple[int, ...]
     hosts: tuple[Host, ...]
     busiest_stage: int
+    slowest_stage_s: float
+    """What a micro-batch takes that stage, forward and backward."""
+    ending_stage: int
+    """The stage that ends the step."""
     pipeline_s: float
-    """Until the stage that ends the step has done its last backward pass."""
+    """Until it has done its last backward pass."""
     exchange_s: float
-    """Of that stage, beyond what its last backward pass hides."""
+    """Of its gradients, beyond what its last backward pass hides."""
     optimizer_s: float
     crossing_s: float
     """What a micro-batch's messages between islands take, there and back."""
@@ -234,8 +237,11 @@ class LayoutCosts:
         return one - each, each
 
     def tail_rates(self, pools: Sequence[int]) -> tuple[float, float, float]:
-        """Of a stage in these pools, if no other one is spread: exchange for each parameter,
-        exchange besides, optimizer for each parameter."""
+        """The tail of a stage in these pools if no other one is spread.
+
+        Returns:
+            Exchange for each parameter, exchange besides, optimizer for each parameter.
+        """
         costs = [self.pools[pool] for pool in pools]
         if len(pools) == 1 and costs[0].is_measured:
             return 0.0, 0.0, 0.0
@@ -280,7 +286,7 @@ class LayoutCosts:
         ]
 
     def _latency_s(self, pools: Sequence[int]) -> float:
-        """Of an exchange; a ring passes every link between islands once for each rank, twice."""
+        """Of an exchange; its chunks pass every link between islands twice."""
         ranks = self.layout.group_ranks
         latency = max(self.stacks[pool].rates.dp_latency_s for pool in pools)
         ways = self.network.ring_ways(pools) if len(pools) > 1 else ()
@@ -331,6 +337,8 @@ class LayoutCosts:
             stage_layers=tuple(stage_layers),
             hosts=tuple(hosts),
             busiest_stage=max(range(len(hosts)), key=busy.__getitem__),
+            slowest_stage_s=max(busy),
+            ending_stage=ender,
             pipeline_s=ends[ender],
             exchange_s=tails[ender][0],
             optimizer_s=tails[ender][1],
@@ -344,7 +352,7 @@ class LayoutCosts:
         )
 
     def with_waiting_s(self, busy_s: float) -> float:
-        """The step, with what every step takes and the waiting for the slowest of many ranks."""
+        """The step, with what every one takes, and waiting for the slowest of many ranks."""
         rates = [stack.rates for stack in self.stacks]
         doublings = math.log2(max(1.0, self.layout.num_ranks / 8))
         slowdown = 1 + max(rate.scale_slowdown for rate in rates) * doublings

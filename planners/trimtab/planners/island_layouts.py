@@ -3,15 +3,21 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from trimtab.core.batch import BatchProfile
+from trimtab.core.cluster import ClusterSpec, Precision
+from trimtab.core.errors import InputError
+from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout, Offload
 from trimtab.core.rates import StackRates
+from trimtab.planners.costs import known_peak
 from trimtab.planners.island_costs import LayoutCosts
 from trimtab.planners.pools import Host, Network
-from trimtab.planners.shapes import Job, layout_problem, micro_batches
+from trimtab.planners.shapes import BatchSums, Job, layout_problem, micro_batches
 from trimtab.planners.workloads import Miss, step_work
 
 _SHORTEST_SHARD = 1024
@@ -42,7 +48,87 @@ class IslandJob:
     def room(self, layout: Layout) -> list[int]:
         """How many replicas of a stage each pool holds."""
         pools = range(len(self.network.pools))
-        return [self.network.capacity(pool, ranks=layout.tp * layout.cp) for pool in pools]
+        ranks = layout.tp * layout.cp
+        return [self.network.capacity(pool, tp=layout.tp, ranks=ranks) for pool in pools]
+
+
+def island_job(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    *,
+    num_ranks: int,
+    batch: BatchProfile,
+    precision: Precision,
+    stacks: Mapping[str, StackRates],
+    pinned: Mapping[str, int],
+    settings: Mapping[str, str] = types.MappingProxyType({}),
+    token_cap: int | None = None,
+) -> IslandJob:
+    """What to seek: up to `num_ranks` ranks of a cluster, `stacks` by the names of its GPUs.
+
+    Raises:
+        InputError: The cluster has fewer GPUs, a GPU has no known peak, or a pinned degree or
+            setting is none that is planned over several islands.
+    """
+    network = Network(cluster)
+    if num_ranks > cluster.num_gpus:
+        raise InputError(
+            f"num_ranks: the cluster {cluster.name!r} has {cluster.num_gpus} GPUs, "
+            f"got {num_ranks}"
+        )
+    _check_pins(model, cluster, pinned, settings)
+    pools = range(len(network.pools))
+    least = min(pools, key=lambda pool: network.pools[pool].gpu.memory_bytes)
+    machines = [network.machine(pool, num_ranks=num_ranks) for pool in pools]
+    for used in machines:
+        known_peak(used, precision=precision)
+    by_pool = tuple(stacks[node.gpu.name] for node in network.pools)
+    job = Job(
+        model=model,
+        used=machines[least],
+        batch=BatchSums(batch, model),
+        model_flops=model.training_flops(batch.lengths),
+        precision=precision,
+        token_cap=token_cap,
+        pinned=pinned,
+        settings=settings,
+        stack=by_pool[least],
+    )
+    return IslandJob(job=job, network=network, stacks=by_pool)
+
+
+def _check_pins(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    pinned: Mapping[str, int],
+    settings: Mapping[str, str],
+) -> None:
+    """Refuse degrees and settings that no layout over several islands has."""
+    for name, value in pinned.items():
+        problem = layout_problem(model, name, value)
+        if problem is not None:
+            raise InputError(f"layout.{name}: {problem}")
+    if pinned.get("vpp", 1) > 1 or settings.get("schedule", "1f1b") != "1f1b":
+        raise InputError(
+            f"layout: over the islands of {cluster.name!r} only the schedule 1f1b with vpp 1 is "
+            "planned; leave vpp and schedule out"
+        )
+    if pinned.get("zero", 1) > 1:
+        raise InputError(
+            f"layout.zero: over the islands of {cluster.name!r} expected 0 or 1, got "
+            f"{pinned['zero']}; 2 and 3 exchange for every micro-batch"
+        )
+    tp, pp = pinned.get("tp", 1), pinned.get("pp", 1)
+    if not any(node.gpus_per_node % tp == 0 for node in cluster.nodes):
+        sizes = ", ".join(f"{node.name} {node.gpus_per_node}" for node in cluster.nodes)
+        raise InputError(
+            f"layout.tp: {tp} ranks do not fill a node of any island evenly ({sizes} GPUs)"
+        )
+    if pp * tp * pinned.get("dp", 1) * pinned.get("cp", 1) > cluster.num_gpus:
+        raise InputError(
+            f"layout.pp: the degrees given need more than the {cluster.num_gpus} GPUs of "
+            f"{cluster.name!r}; use fewer stages or a lower dp, tp or cp"
+        )
 
 
 def island_layouts(islands: IslandJob) -> Iterator[Layout]:

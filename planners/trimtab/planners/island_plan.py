@@ -88,6 +88,7 @@ def plan_islands(islands: IslandJob) -> IslandPlan:
         search.place_all()
         if search.best is not None:
             search.raise_bounds()
+            search.steady()
             return search.result(len(entries))
         for entry in entries:
             entry.placer = None
@@ -119,6 +120,7 @@ def place_layout(islands: IslandJob, layout: Layout) -> IslandPlan:
         search.place_all()
         if search.best is not None:
             search.raise_bounds()
+            search.steady()
             return search.result(1)
         entry.placer = None
     raise _too_large([entry])
@@ -138,14 +140,22 @@ class _Search:
         """Place every layout whose quick bound is below the best step so far."""
         for entry in sorted(self.entries, key=lambda entry: entry.bound_s):
             placer = self._placer(entry)
-            for name, rule in _RULES.items():
-                known: Placed | None = getattr(self, name)
-                if known is None or entry.bound_s < known.step.step_s:
-                    step = rule(placer)
-                    setattr(self, name, _shorter(known, entry.costs, step))
-                    self._take(entry.costs, step)
+            self._take_rules(entry, placer)
             if self.best is None or entry.bound_s < self.best.step.step_s:
                 self._take(entry.costs, self._placed(placer))
+
+    def _take_rules(self, entry: _Entry, placer: Placer) -> None:
+        """What the rules make of a layout, even where memory gets tight."""
+        roomy = None
+        for name, rule in _RULES.items():
+            known: Placed | None = getattr(self, name)
+            if known is not None and entry.bound_s >= known.step.step_s:
+                continue
+            roomy = roomy or Placer(entry.costs, entry.room, full_fraction=1.0)
+            step = rule(roomy)
+            setattr(self, name, _shorter(known, entry.costs, step))
+            if step is not None and placer.fixed(step.stage_layers, step.hosts):
+                self._take(entry.costs, step)
 
     def _placed(self, placer: Placer) -> PlacedStep | None:
         if not self.layers:
@@ -216,6 +226,17 @@ class _Search:
             self._take(entry.costs, placer.refined(step) if step is not None else None)
         return 1
 
+    def steady(self) -> None:
+        """Exchange the plan for one as short with better balanced stages, if there is one."""
+        assert self.best is not None
+        if self.layers:
+            return
+        costs = self.best.costs
+        (entry,) = (entry for entry in self.entries if entry.costs is costs)
+        rules = [placed.step.step_s for placed in (self.megatron, self.holmes) if placed]
+        step = self._placer(entry).steadier(self.best.step, most_s=min([math.inf, *rules]))
+        self.best = Placed(costs=costs, step=step)
+
     def _placer(self, entry: _Entry) -> Placer:
         if entry.placer is None:
             entry.placer = Placer(entry.costs, entry.room, full_fraction=self.full_fraction)
@@ -228,7 +249,7 @@ class _Search:
         return IslandPlan(
             best=self.best,
             bound_s=min(step_s, *(entry.bound_s for entry in self.entries)),
-            others=tuple(placed for placed in others if placed.step.step_s > step_s),
+            others=tuple(placed for placed in others if placed.costs is not self.best.costs),
             megatron=self.megatron,
             holmes=self.holmes,
             num_layouts=num_layouts,

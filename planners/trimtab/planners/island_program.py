@@ -15,12 +15,14 @@ minimise T subject to
     D_s = sum of t after s + sum of c from s on,  P_s = sum of t and c before s,  w = pp - s
     pipeline      T >= P_s + m t_s + tail_0
                   T >= P_s + (m - w + 1) t_s + 2 D_s + tail_0            where m > w
-                  T >= P_s + ceil(m / w) (t_s + D_s) + tail_0
+                  T >= P_s + r f_s + (q + 1) (t_s + D_s) + tail_0     where m - 1 = q w + r
                   T >= P_s + D_s + (1 + max(0, m - w)) f_s + m b_s + tail_0, and the same with
                        forward f and backward b passes the other way round
     wires         T >= m times what all boundaries send over a link, each way
     tails         tail_s >= optimizer + (exchange beyond what hides it), by tangents
                   T >= (forward passes and messages before s) + m t_s + tail_s
+                  T >= when stage u < s starts its last forward pass, by the rows above, + the
+                       way from u to s, to the end and back to s + tail_s
 
 The pipeline rows hold because a stage has at most w micro-batches in flight and works in a fixed
 order: its first backward pass waits for the first micro-batch's way to the end and back, and the
@@ -94,7 +96,7 @@ class _Program:
         self.stages = range(self.layout.pp)
         self.hosts = self._host_sets()
         self.problem = pulp.LpProblem("placement", pulp.LpMinimize)
-        self.step = pulp.LpVariable("T", lowBound=0)
+        self.step = self.problem.add_variable("T", lowBound=0)
         self.chosen: dict[tuple[int, int], pulp.LpVariable] = {}
         self.layers: dict[tuple[int, int], pulp.LpVariable] = {}
         self.replicas: dict[tuple[int, int, int], pulp.LpVariable] = {}
@@ -142,13 +144,13 @@ class _Program:
         for s in self.stages:
             for h, pools in enumerate(self.hosts):
                 most = min(self.most[s][pool] for pool in pools)
-                y = pulp.LpVariable(f"y_{s}_{h}", 0, 1 if most else 0, kind)
-                layers = pulp.LpVariable(f"l_{s}_{h}", 0, None, number)
+                y = self.problem.add_variable(f"y_{s}_{h}", 0, 1 if most else 0, kind)
+                layers = self.problem.add_variable(f"l_{s}_{h}", 0, None, number)
                 self.chosen[s, h], self.layers[s, h] = y, layers
                 self.problem += layers <= most * y
                 self.problem += layers >= y
                 for pool in pools:
-                    x = pulp.LpVariable(f"x_{s}_{h}_{pool}", 0, None, number)
+                    x = self.problem.add_variable(f"x_{s}_{h}_{pool}", 0, None, number)
                     self.replicas[s, h, pool] = x
                     self.problem += x >= y
                 self.problem += (
@@ -169,7 +171,7 @@ class _Program:
     def _flow(self) -> None:
         for b in self.stages[:-1]:
             for h, g in itertools.product(self._h, self._h):
-                self.sent[b, h, g] = pulp.LpVariable(f"z_{b}_{h}_{g}", 0, 1)
+                self.sent[b, h, g] = self.problem.add_variable(f"z_{b}_{h}_{g}", 0, 1)
             for h in self._h:
                 self.problem += (
                     pulp.lpSum(self.sent[b, h, g] for g in self._h) == self.chosen[b, h]
@@ -192,8 +194,9 @@ class _Program:
             before = pulp.lpSum(both[:s]) + pulp.lpSum(there[:s]) + pulp.lpSum(back[:s])
             after = pulp.lpSum(both[s + 1 :]) + pulp.lpSum(there[s:]) + pulp.lpSum(back[s:])
             self.problem += self.step >= before + micro * both[s] + tails[0]
-            turns = -(-micro // flight)
-            self.problem += self.step >= before + turns * (both[s] + after) + tails[0]
+            turns, place = divmod(micro - 1, flight)
+            held = place * forward[s] + (turns + 1) * (both[s] + after)
+            self.problem += self.step >= before + held + tails[0]
             if micro > flight:
                 self.problem += (
                     self.step >= before + (micro - flight + 1) * both[s] + 2 * after + tails[0]
@@ -209,6 +212,8 @@ class _Program:
             )
             first = pulp.lpSum(forward[:s]) + pulp.lpSum(there[:s])
             self.problem += self.step >= first + micro * both[s] + tails[s]
+            for u in {0, s - 1} if s else ():
+                self._late_rows(u, s, forward, both, there, back, tails[s])
         for way in self.costs.network.links:
             loads = [
                 self._wire_s(h, g, way) * z
@@ -217,6 +222,29 @@ class _Program:
             ]
             if loads:
                 self.problem += self.step >= micro * pulp.lpSum(loads)
+
+    def _late_rows(
+        self,
+        u: int,
+        s: int,
+        forward: Sequence[pulp.LpAffineExpression],
+        both: Sequence[pulp.LpAffineExpression],
+        there: Sequence[pulp.LpAffineExpression],
+        back: Sequence[pulp.LpAffineExpression],
+        tail: pulp.LpVariable,
+    ) -> None:
+        """Stage s has its last micro-batch no earlier than an earlier stage u sends it."""
+        micro, flight = self.costs.num_micro_batches, self.layout.pp - u
+        first = pulp.lpSum(forward[:u]) + pulp.lpSum(there[:u])
+        after_u = pulp.lpSum(both[u + 1 :]) + pulp.lpSum(there[u:]) + pulp.lpSum(back[u:])
+        trip = pulp.lpSum(forward[u:s]) + pulp.lpSum(there[u:s])
+        after_s = pulp.lpSum(both[s:]) + pulp.lpSum(there[s:]) + pulp.lpSum(back[s:])
+        turns, place = divmod(micro - 1, flight)
+        waited = place * forward[u] + turns * (both[u] + after_u)
+        self.problem += self.step >= first + waited + trip + after_s + tail
+        if micro > flight:
+            waited = after_u + (micro - flight) * both[u]
+            self.problem += self.step >= first + waited + trip + after_s + tail
 
     def _stage_s(self, s: int, layer: str, head: str) -> pulp.LpAffineExpression:
         """Of a micro-batch in a stage, in the slowest of its pools."""
@@ -262,7 +290,7 @@ class _Program:
 
     def _tail_s(self, s: int, backward: pulp.LpAffineExpression) -> pulp.LpVariable:
         """Optimizer and exposed exchange of a stage."""
-        tail = pulp.LpVariable(f"tail_{s}", lowBound=0)
+        tail = self.problem.add_variable(f"tail_{s}", lowBound=0)
         exchange, optimizer, hidden = [], [], []
         fixed, per_layer = self.costs.affine_parameters(s)
         for h, pools in enumerate(self.hosts):

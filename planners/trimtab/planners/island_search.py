@@ -21,6 +21,8 @@ _MOST_ORDERED = 4
 _REFINED = 3
 """How many of the best candidates are improved layer by layer."""
 _MOST_MOVES = 200
+_EQUAL = 0.01
+"""How much longer a steadier step may be: less than forecasts are good for."""
 
 
 class Placer:
@@ -40,6 +42,21 @@ class Placer:
         found.sort(key=lambda step: step.step_s)
         refined = [self.refined(step) for step in found[:_REFINED]]
         return min(refined, key=lambda step: step.step_s, default=None)
+
+    def steadier(self, best: PlacedStep, *, most_s: float) -> PlacedStep:
+        """Of steps about as short as `best`, the one whose slowest stage is the fastest.
+
+        Where messages hold the pipeline up, layers can be moved about without a change that a
+        forecast could tell; with balanced stages a slower or faster link changes least.
+
+        Args:
+            best: The shortest step.
+            most_s: No step longer than that is taken.
+        """
+        allowed_s = min(most_s, best.step_s * (1 + _EQUAL))
+        steps = [step for hosts in self.candidates() if (step := self.balanced(hosts))]
+        as_short = [step for step in steps if step.step_s <= allowed_s]
+        return min([best, *as_short], key=lambda step: (step.slowest_stage_s, step.step_s))
 
     def candidates(self) -> Iterator[tuple[Host, ...]]:
         """Hosts of all stages, each once."""

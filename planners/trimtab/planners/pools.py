@@ -40,12 +40,15 @@ class Network:
         self.cluster = cluster
         self.pools: tuple[NodeSpec, ...] = cluster.nodes
 
-    def capacity(self, pool: int, *, ranks: int) -> int:
+    def capacity(self, pool: int, *, tp: int, ranks: int) -> int:
         """How many replicas of a stage, `ranks` ranks each, a pool has room for.
 
-        A replica smaller than a node stays in one; a larger one fills nodes.
+        A replica smaller than a node stays in one; a larger one fills nodes. Its tp ranks
+        divide a node's GPUs, as they must all be in one.
         """
         node = self.pools[pool]
+        if node.gpus_per_node % tp:
+            return 0
         if ranks <= node.gpus_per_node:
             return node.count * (node.gpus_per_node // ranks)
         return node.count // -(-ranks // node.gpus_per_node)
