@@ -4,8 +4,8 @@ The TFLOP/s are quoted from memory of the paper; they agree with its samples/s w
 F = 96 s l h^2 (1 + s / 6h + V / 16lh) FLOPs a sample, V = 51,200. Constants are fitted to the
 three rows of one kind of NIC; the two mixed ones have not been seen.
 
-Not known to us are the batches of these rows. 768 and 2,688 are assumed, of the paper's table of
-parameter groups as we remember it; the released script for two nodes has 512.
+Not known to us are the batches of these rows. 768 and 2,688 are assumed, of the paper's table
+of parameter groups as we remember it; the released script for two nodes has 512.
 """
 
 import dataclasses
@@ -163,7 +163,7 @@ class Fit:
 
 @functools.cache
 def fit(global_batch: int = 768) -> Fit:
-    """Three constants from the rows of InfiniBand, Ethernet and RoCE, GPT 3.6B on four nodes."""
+    """Three constants from three rows: GPT 3.6B on four nodes of one kind of NIC each."""
 
     def step_s(where: ClusterSpec, rates: Rates) -> float:
         return forecast(
@@ -212,7 +212,9 @@ def test_our_layouts_give_each_island_as_many_layers_as_the_released_ones(
         node("infiniband", nodes, measured=197e12), node("roce", nodes, measured=160e12)
     )
     plan = place_layout(job(model, where, Rates(), global_batch=global_batch), layout)
-    layers = dict(zip((h.pools[0] for h in plan.best.step.hosts), plan.best.step.stage_layers))
+    step = plan.best.step
+    pools = [host.pools[0] for host in step.hosts]
+    layers = dict(zip(pools, step.stage_layers, strict=True))
     assert (layers[0], layers[1]) == expected
     assert plan.holmes is not None
     assert plan.holmes.step.stage_layers == expected

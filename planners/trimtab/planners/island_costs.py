@@ -359,7 +359,7 @@ class LayoutCosts:
         return (busy_s + max(rate.step_s for rate in rates)) * slowdown
 
     def memory(self, stage: int, layers: int, *, pool: int) -> StageMemory:
-        """Of a stage with so many layers in a pool, the other stages sharing the rest evenly."""
+        """Of a stage with so many layers in a pool; the others share the rest evenly."""
         key = stage, layers, pool
         if key not in self._memory:
             layout, model = self.layout, self.job.model

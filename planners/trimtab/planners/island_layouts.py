@@ -110,8 +110,8 @@ def _check_pins(
             raise InputError(f"layout.{name}: {problem}")
     if pinned.get("vpp", 1) > 1 or settings.get("schedule", "1f1b") != "1f1b":
         raise InputError(
-            f"layout: over the islands of {cluster.name!r} only the schedule 1f1b with vpp 1 is "
-            "planned; leave vpp and schedule out"
+            f"layout: over the islands of {cluster.name!r} only the schedule 1f1b with vpp 1 "
+            "is planned; leave vpp and schedule out"
         )
     if pinned.get("zero", 1) > 1:
         raise InputError(

@@ -57,7 +57,7 @@ class IslandPlan:
     others: tuple[Placed, ...]
     """The best of other degrees, best first."""
     megatron: Placed | None
-    """The best that Megatron's order and even stages can do, over all layouts; None: nothing."""
+    """The best of Megatron's order and even stages, over all layouts; None: nothing fits."""
     holmes: Placed | None
     """The best of Holmes's rule: islands in turn, layers by speed."""
     num_layouts: int
@@ -344,6 +344,6 @@ def _too_large(entries: Sequence[_Entry]) -> InfeasibleError:
     return InfeasibleError(
         f"memory: {costs.job.model.name} needs {memory_text(memory.total_bytes)} per GPU in "
         f"stage 0 at {layout} with {layout.recompute} recompute, the {gpu} has "
-        f"{memory_text(memory.capacity_bytes)}: short by {memory_text(max(1, short))}; use more "
-        "GPUs or larger ones, or a higher pp or tp"
+        f"{memory_text(memory.capacity_bytes)}: short by {memory_text(max(1, short))}; use "
+        "more GPUs or larger ones, or a higher pp or tp"
     )

@@ -24,11 +24,11 @@ minimise T subject to
                   T >= when stage u < s starts its last forward pass, by the rows above, + the
                        way from u to s, to the end and back to s + tail_s
 
-The pipeline rows hold because a stage has at most w micro-batches in flight and works in a fixed
-order: its first backward pass waits for the first micro-batch's way to the end and back, and the
-last one's comes after its own last forward pass. Whatever `LayoutCosts.step` says of a placement
-obeys all rows, so that the program's bound is one for every placement of the layout, those that
-spread a stage over pools included.
+The pipeline rows hold because a stage has at most w micro-batches in flight and works in a
+fixed order: its first backward pass waits for the first micro-batch's way to the end and back,
+and the last one's comes after its own last forward pass. Whatever `LayoutCosts.step` says of a
+placement obeys all rows, so that the program's bound is one for every placement of the layout,
+those that spread a stage over pools included.
 """
 
 import itertools

@@ -7,6 +7,7 @@ other). Each is found by bisection on the forecast itself.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from trimtab.core.cluster import ClusterSpec
@@ -114,9 +115,9 @@ def _solved(
             "and batch?"
         )
     for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5
+        middle = math.sqrt(low * high)
         if step_s(middle) < wanted_s:
             low = middle
         else:
             high = middle
-    return (low * high) ** 0.5
+    return math.sqrt(low * high)
