@@ -99,9 +99,8 @@ def script_run(
 
 
 def until(happened: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 120
+    """Wait; the whole test's time limit bounds it."""
     while not happened():
-        assert time.monotonic() < deadline_s, "it did not happen in two minutes"
         time.sleep(0.1)
 
 

@@ -101,7 +101,8 @@ def test_the_following_goes_on_over_a_restart(start: Start) -> None:
 def test_ctrl_c_leaves_the_job_running(start: Start, lingering: Lingering) -> None:
     run = start("all:slow:3")
     program = (
-        "import sys; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from trimtab.orchestrator.cli.progress import follow\n"
         "from trimtab.orchestrator.rundir import RunDir\n"
         "sys.exit(follow(RunDir(Path(sys.argv[1]))))"
@@ -129,7 +130,8 @@ def test_ctrl_c_says_what_it_means_to_who_asked_for_the_run(
 ) -> None:
     run = start("all:slow:3")
     program = (
-        "import sys; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from trimtab.orchestrator.cli.progress import follow\n"
         "from trimtab.orchestrator.rundir import RunDir\n"
         "sys.exit(follow(RunDir(Path(sys.argv[1])), interrupted='stopped; nothing measured'))"

@@ -55,6 +55,7 @@ class AgentHost:
         if self._process is None or self._process.poll() is not None:
             return
         self._process.kill()
+        self._process.wait()
         with locks.open_node_lock(Path(run_dir), node) as lock:
             locks.take_over(lock, grace_s=_ORPHAN_GRACE_S)
 
