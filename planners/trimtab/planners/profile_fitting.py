@@ -27,6 +27,7 @@ _PRIOR_GROUPS = 1.0
 _OVERLAPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Overlaps of a ring that are tried."""
 _RING_ROUNDS = 4
+"""How often coefficients and the sequences whose transfer shows are told from one another."""
 _ALONE = ("ulysses", 1)
 
 
@@ -143,10 +144,13 @@ def refine_profile(profile: StepProfile, samples: Sequence[GroupSample]) -> Step
         return profile
     before = coefficients_of(profile)
     prior = np.sqrt(_PRIOR_GROUPS) * np.eye(len(before))[before > 0]
-    columns = group_columns(known, profile=profile)
-    shares = robust_fit(columns * before, _seconds(known, profile=profile), prior=prior)
-    after = before * np.where(before > 0, np.maximum(shares, _SMALLEST_SHARE), 1.0)
-    return replace(with_coefficients(profile, after), evidence="measured")
+    refined = profile
+    for _ in range(_RING_ROUNDS if profile.ring else 1):
+        columns = group_columns(known, profile=refined)
+        shares = robust_fit(columns * before, _seconds(known, profile=profile), prior=prior)
+        after = before * np.where(before > 0, np.maximum(shares, _SMALLEST_SHARE), 1.0)
+        refined = with_coefficients(profile, after)
+    return replace(refined, evidence="measured")
 
 
 def predicted_s(sample: GroupSample, *, profile: StepProfile) -> float:
