@@ -168,7 +168,7 @@ def ring_samples(profile: StepProfile) -> list[GroupSample]:
 
 @pytest.fixture
 def ringed(small_profile: StepProfile) -> StepProfile:
-    """`small_profile` and a ring of two whose transfers hide behind sequences over 133 tokens."""
+    """`small_profile` and rings; that of two hides the transfer of over 133 tokens."""
     ring = RingCosts(
         quadratic_s=0.02,
         bytes_per_token=3.0,
