@@ -90,19 +90,13 @@ def fit_profile(
     rings = _bandwidths(degree for kind, degree in wide if kind == "ring")
     if not rings:
         return _fitted(blank, samples)
-    candidates = []
-    for overlap_fraction in _OVERLAPS:
-        ring = RingCosts(
-            quadratic_s=0.0,
-            bytes_per_token=ring_bytes_per_token,
-            bandwidths=rings,
-            overlap_fraction=overlap_fraction,
-        )
-        profile = replace(blank, ring=ring)
-        for _ in range(_RING_ROUNDS if overlap_fraction else 1):
-            profile = _fitted(profile, samples)
-            candidates.append(profile)
-    return min(candidates, key=lambda profile: median_error(samples, profile=profile))
+    ring = RingCosts(
+        quadratic_s=0.0,
+        bytes_per_token=ring_bytes_per_token,
+        bandwidths=rings,
+        overlap_fraction=0.0,
+    )
+    return _fitted_with_ring(blank, samples, ring=ring)
 
 
 def wave_samples(
@@ -173,6 +167,19 @@ def _fitted(profile: StepProfile, samples: Sequence[GroupSample]) -> StepProfile
     found = robust_fit(group_columns(samples, profile=profile), seconds)
     is_kept = is_per_token(profile)
     return with_coefficients(profile, np.where(is_kept, np.maximum(found, least_s), found))
+
+
+def _fitted_with_ring(
+    blank: StepProfile, samples: Sequence[GroupSample], *, ring: RingCosts
+) -> StepProfile:
+    """The best fit over overlaps, each settling which transfers show."""
+    candidates = []
+    for overlap_fraction in _OVERLAPS:
+        profile = replace(blank, ring=replace(ring, overlap_fraction=overlap_fraction))
+        for _ in range(_RING_ROUNDS if overlap_fraction else 1):
+            profile = _fitted(profile, samples)
+            candidates.append(profile)
+    return min(candidates, key=lambda profile: median_error(samples, profile=profile))
 
 
 def _seconds(samples: Sequence[GroupSample], *, profile: StepProfile) -> NDArray[np.float64]:
