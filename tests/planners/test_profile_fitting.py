@@ -2,7 +2,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.core.errors import InputError
@@ -58,6 +58,7 @@ def test_outliers_and_noise_hardly_move_the_predictions(small_profile: StepProfi
         assert group_s(lengths, degree, profile=fit) == pytest.approx(truth, rel=0.05)
 
 
+@settings(deadline=None)
 @given(
     times=st.lists(st.floats(min_value=1e-6, max_value=1e3), min_size=6, max_size=12),
     seed=st.integers(min_value=0, max_value=1000),
