@@ -200,6 +200,14 @@ def test_a_missing_field_is_named_with_its_path() -> None:
         serde.from_document(StepPlan, document)
 
 
+def test_a_group_written_before_there_were_rings_runs_ulysses() -> None:
+    group = serde.from_fields(SequenceGroup, {"ranks": [0, 1], "sequences": [3]})
+    assert group.attention == "ulysses"
+    ring = {"ranks": [0, 1], "sequences": [3], "attention": "rings"}
+    with pytest.raises(InputError, match="attention: unknown value 'rings'"):
+        serde.from_fields(SequenceGroup, ring)
+
+
 def test_infinity_is_never_written() -> None:
     with pytest.raises(InputError, match="bytes_per_s"):
         serde.to_json(_RawLink(bytes_per_s=float("inf")))

@@ -98,3 +98,72 @@ def test_a_missing_key_is_named(key: str) -> None:
 def test_a_list_is_no_profile() -> None:
     with pytest.raises(InputError, match="expected a JSON object, got list"):
         profile_from_document([])  # type: ignore[arg-type]  # what a user may give
+
+
+RING: dict[str, Any] = {
+    "quadratic_ms": 6e-6,
+    "mb_per_token": 0.5,
+    "v_gb_per_s": {"3": 80.0, "2": 90.0},
+    "latency_ms": {"2": 0.5, "3": 1.0},
+    "overlap": 0.75,
+}
+
+
+def test_a_ring_and_latencies_survive_a_round_trip() -> None:
+    document = DOCUMENT | {"ring": RING, "alltoall_latency_ms": {"2": 0.25, "4": 0.0}}
+    profile = profile_from_document(document)
+    assert profile.ring is not None
+    assert profile.ring.bytes_per_token == 5e5
+    assert profile.degrees == (1, 2, 3, 4)
+    assert profile.exchange(2).latency_s == pytest.approx(2.5e-4)
+    assert profile.exchange(3, "ring").latency_s == pytest.approx(1e-3)
+    written = profile_document(profile)
+    assert written["ring"]["v_gb_per_s"] == {"2": 90.0, "3": 80.0}
+    assert profile_from_document(json.loads(json.dumps(written))) == profile
+
+
+def test_a_profile_without_a_ring_is_written_without_one() -> None:
+    written = profile_document(profile_from_document(DOCUMENT))
+    assert not {"ring", "alltoall_latency_ms"} & written.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quadratic_ms": float("nan")}, "ring.quadratic_ms: expected a finite number >= 0"),
+        ({"mb_per_token": -1}, "ring.mb_per_token: expected a finite number >= 0, got -1"),
+        ({"overlap": 1.5}, "ring.overlap: expected a number from 0 to 1, got 1.5"),
+        ({"overlap": "half"}, "ring.overlap: expected a number from 0 to 1, got 'half'"),
+        ({"v_gb_per_s": {}, "latency_ms": {}}, "ring.v_gb_per_s: expected at least one entry"),
+        ({"v_gb_per_s": 90}, "ring.v_gb_per_s: expected an object of degree: GB/s, got 90"),
+        (
+            {"v_gb_per_s": {"2": 0, "3": 1}},
+            r"ring.v_gb_per_s\[2\]: expected a finite number > 0",
+        ),
+        (
+            {"latency_ms": {"2": -1, "3": 0}},
+            r"ring.latency_ms\[2\]: expected a finite number >=",
+        ),
+        (
+            {"latency_ms": {"2": 1}},
+            r"ring.latency_ms: .*degrees of v_gb_per_s, \[2, 3\], got \[2",
+        ),
+        ({"overlaps": 1}, "ring: unknown key 'overlaps'; did you mean 'overlap'"),
+    ],
+)
+def test_a_bad_value_of_a_ring_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        profile_from_document(DOCUMENT | {"ring": RING | change})
+
+
+@pytest.mark.parametrize("ring", [None, [], "ring", 3])
+def test_what_is_no_object_is_no_ring(ring: Any) -> None:
+    with pytest.raises(InputError, match=r"^ring: expected a JSON object, got"):
+        profile_from_document(DOCUMENT | {"ring": ring})
+
+
+def test_a_ring_needs_all_but_latencies() -> None:
+    for key in ("quadratic_ms", "mb_per_token", "v_gb_per_s", "overlap"):
+        ring = {name: value for name, value in RING.items() if name != key}
+        with pytest.raises(InputError, match=f"^ring: the key '{key}' is missing"):
+            profile_from_document(DOCUMENT | {"ring": ring})

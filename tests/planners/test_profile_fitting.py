@@ -1,11 +1,12 @@
 import random
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.core.errors import InputError
-from trimtab.core.profile import StepProfile
+from trimtab.core.profile import DegreeBandwidth, RingCosts, StepProfile
 from trimtab.planners.costs import group_s
 from trimtab.planners.group_fitting import GroupSample
 from trimtab.planners.profile_fitting import fit_profile, refine_profile, wave_samples
@@ -57,6 +58,7 @@ def test_outliers_and_noise_hardly_move_the_predictions(small_profile: StepProfi
         assert group_s(lengths, degree, profile=fit) == pytest.approx(truth, rel=0.05)
 
 
+@settings(deadline=None)
 @given(
     times=st.lists(st.floats(min_value=1e-6, max_value=1e3), min_size=6, max_size=12),
     seed=st.integers(min_value=0, max_value=1000),
@@ -142,3 +144,88 @@ def test_a_group_takes_as_long_as_its_fastest_rank(small_profile: StepProfile) -
     assert sorted(sample.lengths for sample in samples) == [(90,), (150,)]
     del waves_s[0]
     assert len(list(wave_samples(plan, [150, 90], waves_s))) == len(samples) - 1
+
+
+def ring_samples(profile: StepProfile) -> list[GroupSample]:
+    """Groups of both kinds, of short and of long sequences, exactly as the profile says."""
+    generator = random.Random(3)
+    samples = []
+    for option in profile.options:
+        for _ in range(12):
+            lengths = tuple(
+                generator.randint(1, most) for most in (12, 40, option.degree * 100)
+            )
+            seconds = group_s(
+                lengths, option.degree, profile=profile, attention=option.attention
+            )
+            samples.append(
+                GroupSample(
+                    degree=option.degree, lengths=lengths, seconds=seconds,
+                    attention=option.attention,
+                )
+            )  # fmt: skip
+    return samples
+
+
+@pytest.fixture
+def ringed(small_profile: StepProfile) -> StepProfile:
+    """`small_profile` and rings; that of two hides the transfer of over 133 tokens."""
+    ring = RingCosts(
+        quadratic_s=0.02,
+        bytes_per_token=3.0,
+        bandwidths=tuple(
+            DegreeBandwidth(degree=d, bytes_per_s=rate) for d, rate in ((2, 1.5), (3, 1.2))
+        ),
+        overlap_fraction=0.75,
+    )
+    return replace(small_profile, ring=ring)
+
+
+def test_a_ring_is_told_from_its_groups(ringed: StepProfile) -> None:
+    fit = fit_profile(
+        ring_samples(ringed), name="fit", num_gpus=4, gpus_per_node=4, token_cap=100,
+        alltoall_bytes_per_token=1.0, ring_bytes_per_token=3.0,
+    )  # fmt: skip
+    assert fit.ring is not None
+    assert fit.options == ringed.options
+    assert fit.ring.overlap_fraction == 0.75
+    assert fit.ring.quadratic_s == pytest.approx(0.02, rel=1e-3)
+    assert fit.quadratic_s == pytest.approx(0.01, rel=1e-3)
+    assert fit.bytes_per_s(2, "ring") == pytest.approx(1.5, rel=1e-2)
+    assert fit.bytes_per_s(3, "ring") == pytest.approx(1.2, rel=1e-2)
+    assert fit.bytes_per_s(4) == pytest.approx(10.0, rel=1e-3)
+
+
+def test_rings_that_ran_refine_the_ring_and_leave_ulysses(ringed: StepProfile) -> None:
+    assert ringed.ring is not None
+    slower = replace(
+        ringed,
+        ring=replace(
+            ringed.ring,
+            bandwidths=tuple(
+                replace(entry, bytes_per_s=entry.bytes_per_s / 2)
+                for entry in ringed.ring.bandwidths
+            ),
+        ),
+    )
+    samples = [each for each in ring_samples(slower) if each.attention == "ring"]
+    refined = refine_profile(ringed, samples * 3)
+    assert refined.bytes_per_s(2, "ring") < 0.7 * 1.5
+    assert refined.bytes_per_s(4) == pytest.approx(ringed.bytes_per_s(4), rel=1e-3)
+    for sample in samples:
+        found = group_s(sample.lengths, sample.degree, profile=refined, attention="ring")
+        assert found == pytest.approx(sample.seconds, rel=0.1)
+
+
+def test_latencies_that_are_known_are_not_counted_as_bytes(
+    small_profile: StepProfile,
+) -> None:
+    late = replace(
+        small_profile,
+        bandwidths=tuple(replace(e, latency_s=2.0) for e in small_profile.bandwidths),
+    )
+    samples = [
+        GroupSample(degree=2, lengths=(s,), seconds=group_s([s], 2, profile=late))
+        for s in (20, 90, 150)
+    ]
+    assert refine_profile(late, samples).bytes_per_s(2) == pytest.approx(20.0, rel=1e-3)

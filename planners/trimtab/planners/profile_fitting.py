@@ -27,6 +27,7 @@ _PRIOR_GROUPS = 1.0
 _OVERLAPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Overlaps of a ring that are tried."""
 _RING_ROUNDS = 4
+"""How often coefficients and the sequences whose transfer shows are told from one another."""
 _ALONE = ("ulysses", 1)
 
 
@@ -89,19 +90,13 @@ def fit_profile(
     rings = _bandwidths(degree for kind, degree in wide if kind == "ring")
     if not rings:
         return _fitted(blank, samples)
-    candidates = []
-    for overlap_fraction in _OVERLAPS:
-        ring = RingCosts(
-            quadratic_s=0.0,
-            bytes_per_token=ring_bytes_per_token,
-            bandwidths=rings,
-            overlap_fraction=overlap_fraction,
-        )
-        profile = replace(blank, ring=ring)
-        for _ in range(_RING_ROUNDS if overlap_fraction else 1):
-            profile = _fitted(profile, samples)
-            candidates.append(profile)
-    return min(candidates, key=lambda profile: median_error(samples, profile=profile))
+    ring = RingCosts(
+        quadratic_s=0.0,
+        bytes_per_token=ring_bytes_per_token,
+        bandwidths=rings,
+        overlap_fraction=0.0,
+    )
+    return _fitted_with_ring(blank, samples, ring=ring)
 
 
 def wave_samples(
@@ -143,10 +138,13 @@ def refine_profile(profile: StepProfile, samples: Sequence[GroupSample]) -> Step
         return profile
     before = coefficients_of(profile)
     prior = np.sqrt(_PRIOR_GROUPS) * np.eye(len(before))[before > 0]
-    columns = group_columns(known, profile=profile)
-    shares = robust_fit(columns * before, _seconds(known, profile=profile), prior=prior)
-    after = before * np.where(before > 0, np.maximum(shares, _SMALLEST_SHARE), 1.0)
-    return replace(with_coefficients(profile, after), evidence="measured")
+    refined = profile
+    for _ in range(_RING_ROUNDS if profile.ring else 1):
+        columns = group_columns(known, profile=refined)
+        shares = robust_fit(columns * before, _seconds(known, profile=profile), prior=prior)
+        after = before * np.where(before > 0, np.maximum(shares, _SMALLEST_SHARE), 1.0)
+        refined = with_coefficients(profile, after)
+    return replace(refined, evidence="measured")
 
 
 def predicted_s(sample: GroupSample, *, profile: StepProfile) -> float:
@@ -169,6 +167,19 @@ def _fitted(profile: StepProfile, samples: Sequence[GroupSample]) -> StepProfile
     found = robust_fit(group_columns(samples, profile=profile), seconds)
     is_kept = is_per_token(profile)
     return with_coefficients(profile, np.where(is_kept, np.maximum(found, least_s), found))
+
+
+def _fitted_with_ring(
+    blank: StepProfile, samples: Sequence[GroupSample], *, ring: RingCosts
+) -> StepProfile:
+    """The best fit over overlaps, each settling which transfers show."""
+    candidates = []
+    for overlap_fraction in _OVERLAPS:
+        profile = replace(blank, ring=replace(ring, overlap_fraction=overlap_fraction))
+        for _ in range(_RING_ROUNDS if overlap_fraction else 1):
+            profile = _fitted(profile, samples)
+            candidates.append(profile)
+    return min(candidates, key=lambda profile: median_error(samples, profile=profile))
 
 
 def _seconds(samples: Sequence[GroupSample], *, profile: StepProfile) -> NDArray[np.float64]:
