@@ -9,9 +9,11 @@ import torch
 import torch.distributed as dist
 
 from trimtab.core.communicators import CommunicatorSettings, RankNetwork, settings_of
+from trimtab.core.errors import JobFailedError
 from trimtab.core.plan import StepPlan
 
 _GLOO_INTERFACE: Final = "GLOO_SOCKET_IFNAME"
+_SHOWN_RANKS: Final = 4
 
 
 class GroupCache:
@@ -63,12 +65,27 @@ def make_group(
         return dist.new_group(list(ranks))
     on_gpu = torch.cuda.is_available()
     with _gloo_interface(settings.interface):
-        group = dist.new_group(
-            list(ranks), pg_options=_nccl_options(settings) if on_gpu else None
-        )
-        if dist.get_rank() in ranks:
-            dist.all_reduce(torch.zeros(1, device="cuda" if on_gpu else "cpu"), group=group)
+        try:
+            group = dist.new_group(
+                list(ranks), pg_options=_nccl_options(settings) if on_gpu else None
+            )
+            if dist.get_rank() in ranks:
+                first = torch.zeros(1, device="cuda" if on_gpu else "cpu")
+                dist.all_reduce(first, group=group)
+        except RuntimeError as error:  # gloo's or NCCL's
+            said = str(error).strip().partition("\n")[0]
+            raise JobFailedError(
+                f"the communicator of the ranks {_ranks_text(ranks)} cannot be made over "
+                f"{settings.transport} ({settings.reason}): {said}; see the nics of the cluster "
+                "file"
+            ) from error
     return group
+
+
+def _ranks_text(ranks: Sequence[int]) -> str:
+    """The first few ranks of a group."""
+    shown = ", ".join(map(str, ranks[:_SHOWN_RANKS]))
+    return shown + (f", ... ({len(ranks)})" if len(ranks) > _SHOWN_RANKS else "")
 
 
 def _nccl_options(settings: CommunicatorSettings) -> object:
