@@ -16,6 +16,7 @@ from trimtab.launch import locks, tether
 from trimtab.launch.agent import NODE_VARIABLE, TOKEN_VARIABLE
 from trimtab.launch.api import AgentOrder, AgentStep, AllocatedNode, Move, SchedulerView
 from trimtab.launch.limits import check_runnable
+from trimtab.launch.nodes import job_networks
 from trimtab.launch.processes import usable_cores
 
 MAX_LOCAL_RANKS: Final = 64
@@ -74,6 +75,7 @@ class LocalScheduler:
             num_nodes=1,
             job=job,
             layout=layout,
+            networks=job_networks(job),
         )
 
     def check(self, request: Request) -> None:

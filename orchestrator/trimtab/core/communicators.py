@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.core import checks
-from trimtab.core.cluster import NicSpec, NodeSpec
+from trimtab.core.cluster import ClusterSpec, NicSpec, NodeSpec
 from trimtab.core.errors import InputError
 
 Transport = Literal["IB", "Socket"]
@@ -35,18 +35,21 @@ class RankNetwork:
     """HCAs; none: all that there are."""
     gid_index: int | None = None
     interface: str | None = None
-    """Of sockets; None: that of the node's address."""
+    """Of sockets within the island; None: that of the node's address."""
+    far_interface: str | None = None
+    """Of sockets to other islands, which Ethernet reaches; None: that of the node's address."""
 
     def __post_init__(self) -> None:
         checks.whole_number("networks.first_rank", self.first_rank, at_least=0)
         checks.whole_number("networks.num_ranks", self.num_ranks)
         for device in self.devices:
             checks.device_name("networks.devices", device)
-        if self.interface is not None:
-            checks.device_name("networks.interface", self.interface)
+        for interface in (self.interface, self.far_interface):
+            if interface is not None:
+                checks.device_name("networks.interface", interface)
 
     def environment(self) -> dict[str, str]:
-        """Variables of these ranks' processes.
+        """Variables of these ranks' processes; sockets are those that reach everyone.
 
         Source: NVIDIA NCCL user guide, environment variables; PyTorch, torch.distributed.
         """
@@ -55,9 +58,9 @@ class RankNetwork:
             found["NCCL_IB_HCA"] = "=" + ",".join(self.devices)
         if self.gid_index is not None:
             found["NCCL_IB_GID_INDEX"] = str(self.gid_index)
-        if self.interface is not None:
-            found["NCCL_SOCKET_IFNAME"] = f"={self.interface}"
-            found["GLOO_SOCKET_IFNAME"] = self.interface
+        if self.far_interface is not None:
+            found["NCCL_SOCKET_IFNAME"] = f"={self.far_interface}"
+            found["GLOO_SOCKET_IFNAME"] = self.far_interface
         return found
 
 
@@ -70,7 +73,7 @@ class CommunicatorSettings:
     ranks: tuple[int, ...]
     transport: Transport
     interface: str | None
-    """Of sockets and of gloo, where all of its nodes agree; None: each node's own."""
+    """Of sockets and of gloo, where its nodes agree; None: what each finds."""
     reason: str
 
 
@@ -82,9 +85,11 @@ def settings_of(
     Raises:
         InputError: A rank has no network.
     """
-    used = [_network_of(rank, networks) for rank in ranks]
+    used = [network_of(rank, networks) for rank in ranks]
     islands = tuple(dict.fromkeys(network.island for network in used))
-    interfaces = {network.interface for network in used}
+    interfaces = {
+        network.interface if len(islands) == 1 else network.far_interface for network in used
+    }
     interface = interfaces.pop() if len(interfaces) == 1 else None
     transport: Transport = "Socket"
     if len(islands) > 1:
@@ -99,7 +104,7 @@ def settings_of(
 
 
 def node_network(node: NodeSpec, *, first_rank: int, num_ranks: int) -> RankNetwork:
-    """The network of ranks on one node: its fastest NICs, and the interface of its sockets."""
+    """The network of ranks on one node: its fastest NICs, and the interfaces of its sockets."""
     fast = node.fastest_nic
     return RankNetwork(
         first_rank=first_rank,
@@ -108,17 +113,44 @@ def node_network(node: NodeSpec, *, first_rank: int, num_ranks: int) -> RankNetw
         rdma=fast.is_rdma,
         devices=fast.devices if fast.is_rdma else (),
         gid_index=fast.gid_index if fast.is_rdma else None,
-        interface=_interface(node.nics, fast),
+        interface=_first_named((fast, *node.nics)),
+        far_interface=_first_named((*_of_kind(node.nics, "ethernet"), fast, *node.nics)),
     )
 
 
-def _interface(nics: Sequence[NicSpec], fast: NicSpec) -> str | None:
-    """The fastest NICs' own, or else that of another: an HCA need not have one."""
-    named = [nic.interface for nic in (fast, *nics) if nic.interface is not None]
-    return named[0] if named else None
+def cluster_networks(cluster: ClusterSpec, num_ranks: int) -> tuple[RankNetwork, ...]:
+    """The networks of the first ranks of a cluster, whose GPUs are numbered node by node.
+
+    None where there is nothing to tell them: one island whose NICs have no names.
+    """
+    nics = [nic for node in cluster.nodes for nic in node.nics]
+    named = any(nic.devices or nic.interface or nic.gid_index is not None for nic in nics)
+    if len(cluster.islands) == 1 and not named:
+        return ()
+    networks, first = [], 0
+    for node in cluster.nodes:
+        count = min(node.num_gpus, num_ranks - first)
+        if count > 0:
+            networks.append(node_network(node, first_rank=first, num_ranks=count))
+            first += count
+    return tuple(networks)
 
 
-def _network_of(rank: int, networks: Sequence[RankNetwork]) -> RankNetwork:
+def _of_kind(nics: Sequence[NicSpec], kind: str) -> list[NicSpec]:
+    return [nic for nic in nics if nic.kind == kind]
+
+
+def _first_named(nics: Sequence[NicSpec]) -> str | None:
+    """The interface of the first NIC that has one: an HCA need not."""
+    return next((nic.interface for nic in nics if nic.interface is not None), None)
+
+
+def network_of(rank: int, networks: Sequence[RankNetwork]) -> RankNetwork:
+    """The network of a rank.
+
+    Raises:
+        InputError: It has none.
+    """
     for network in networks:
         if network.first_rank <= rank < network.first_rank + network.num_ranks:
             return network

@@ -222,3 +222,71 @@ def _required(rest: dict[str, Any], key: str, *, path: str) -> Any:
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
+
+
+def cluster_document(cluster: ClusterSpec) -> dict[str, Any]:
+    """The document of a cluster in datasheet units, which `cluster_from_document` reads."""
+    document: dict[str, Any] = {"name": cluster.name}
+    if cluster.source:
+        document["source"] = cluster.source
+    document["nodes"] = [_node_document(node) for node in cluster.nodes]
+    if cluster.links:
+        document["links"] = [
+            {"islands": list(entry.islands), **_link_document(entry.link)}
+            | ({"one_way": True} if entry.one_way else {})
+            for entry in cluster.links
+        ]
+    return document
+
+
+def _node_document(node: NodeSpec) -> dict[str, Any]:
+    gpu = node.gpu
+    described: dict[str, Any] = {
+        "name": gpu.name,
+        "memory_gib": gpu.memory_bytes / units.GIB,
+        "memory_gb_per_s": _rounded(gpu.memory_bytes_per_s / units.GB),
+    }
+    if gpu.peaks:
+        described["peak_tflop_per_s"] = {
+            peak.precision: _rounded(peak.flop_per_s / units.TFLOP) for peak in gpu.peaks
+        }
+    document: dict[str, Any] = {
+        "name": node.name,
+        "count": node.count,
+        "gpus_per_node": node.gpus_per_node,
+        "island": node.island,
+        "gpu": described,
+        "intra_node": _link_document(node.intra_node),
+        "nics": [_nic_document(nic) for nic in node.nics],
+    }
+    if node.measured_flop_per_s is not None:
+        document["measured_tflop_per_s"] = _rounded(node.measured_flop_per_s / units.TFLOP)
+    return document
+
+
+def _link_document(link: Link) -> dict[str, float]:
+    return {
+        "gb_per_s": _rounded(link.bytes_per_s / units.GB),
+        "latency_us": _rounded(link.latency_s / units.US),
+    }
+
+
+def _rounded(value: float) -> float:
+    """To six digits, which is more than a measurement has."""
+    return float(f"{value:.6g}")
+
+
+def _nic_document(nic: NicSpec) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "kind": nic.kind,
+        "count": nic.count,
+        "gbit_per_s": _rounded(nic.bytes_per_s / units.GBIT),
+        "latency_us": _rounded(nic.latency_s / units.US),
+    }
+    if nic.devices:
+        document["devices"] = list(nic.devices)
+    if nic.gid_index is not None:
+        document["gid_index"] = nic.gid_index
+    if nic.interface is not None:
+        document["interface"] = nic.interface
+    return document
