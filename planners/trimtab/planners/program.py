@@ -32,7 +32,7 @@ _MOST_BUCKETS = 24
 _FIRST_CLASSES = 5
 """Classes between the shortest and the longest wave of a good plan, before any is split."""
 
-_MOST_LEVELS = 4
+_MOST_LEVELS = 6
 """Programs, each with classes finer than the one before: made where whole numbers alone close
 no gap."""
 
