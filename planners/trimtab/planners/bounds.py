@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +158,8 @@ class BoundTerms:
         self.work: _Array = np.stack([cost.works(self.sizes) for cost in costs])
         opening = np.array([[cost.opening_s] for cost in costs])
         ranks = np.array(self.degrees, dtype=np.float64)[:, None]
+        self._ranks = ranks
+        self._is_over_half = 2 * self.sizes > ranks * self.token_cap
         self.holds = self.sizes <= ranks * self.token_cap
         alone_s = np.where(self.holds, (opening + self.work) / ranks, np.inf)
         self.fastest_s: _Array = alone_s.min(axis=0)
@@ -195,22 +197,25 @@ class BoundTerms:
             for price in leaf.group_prices
         }
         for k, (low_s, high_s) in enumerate(itertools.pairwise(leaf.edges_s)):
-            rank_worth_s = np.zeros(2)
-            for work, holds, option in zip(self.work, self.holds, self.options, strict=True):
-                degree = option.degree
-                price = prices.get((k, degree, option.attention), _FREE)
-                big_s = (price.big_tokens_s + price.big_work_s) / degree
-                paid_s = price.token_s * self.token_cap + big_s
-                times_s = np.array((low_s, high_s))
-                rank_worth_s = np.maximum(rank_worth_s, paid_s + price.work * times_s)
-                pays_s = price.token_s * self.sizes + price.work * work
-                room = degree * self.token_cap
-                pays_s = pays_s + price.big_tokens_s * (2 * self.sizes > room)
-                pays_s += price.big_work_s * (2 * work > degree * high_s)
-                may = holds & (work <= degree * high_s)
-                worth_s = np.where(may, np.minimum(worth_s, pays_s), worth_s)
-            wave_s = np.array((low_s, high_s)) + self.fixed_s - credit_s[k]
-            excess_s = max(excess_s, float((self.num_ranks * rank_worth_s - wave_s).max()))
+            paid = [
+                prices.get((k, option.degree, option.attention), _FREE)
+                for option in self.options
+            ]
+            token_s = _column(price.token_s for price in paid)
+            work_price = _column(price.work for price in paid)
+            big_tokens_s = _column(price.big_tokens_s for price in paid)
+            big_work_s = _column(price.big_work_s for price in paid)
+            most_work = self._ranks * high_s
+            pays_s = token_s * self.sizes + work_price * self.work
+            pays_s += big_tokens_s * self._is_over_half + big_work_s * (
+                2 * self.work > most_work
+            )
+            may = self.holds & (self.work <= most_work)
+            worth_s = np.minimum(worth_s, np.where(may, pays_s, np.inf).min(axis=0))
+            rank_s = token_s * self.token_cap + (big_tokens_s + big_work_s) / self._ranks
+            for time_s in (low_s, high_s):
+                wave_worth_s = self.num_ranks * float((rank_s + work_price * time_s).max())
+                excess_s = max(excess_s, wave_worth_s - time_s - self.fixed_s + credit_s[k])
         if not np.isfinite(worth_s).all():
             return 0.0
         bound_s = float(worth_s @ self.counts)
@@ -225,6 +230,10 @@ class BoundTerms:
         """A plan shorter than `step_s` has at most so many waves."""
         by_time = self.step_s / self.fixed_s if self.fixed_s else math.inf
         return min(by_time, float(self.counts.sum()))
+
+
+def _column(values: Iterable[float]) -> _Array:
+    return np.array([*values])[:, None]
 
 
 def certified_bound_s(

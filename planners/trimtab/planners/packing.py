@@ -294,17 +294,24 @@ def uniform_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
     """Groups of the one degree of `costs`: the best of longest-first balancing and a search."""
     (degree,) = set(costs.degrees)
     search = PackingSearch(costs, num_ranks=num_ranks)
-    candidates = [search.groups(plan) for plan in search.builds(_UNIFORM_BUILDS)]
+    best = search.groups(min(search.builds(_UNIFORM_BUILDS), key=lambda plan: plan.seconds))
+    best_s = packing_s(best, fixed_s=costs.fixed_s)
     num_groups = num_ranks // degree
+    area_s = costs.area_s(degree, num_ranks=num_groups * degree)
     tokens = sum(size * count for size, count in zip(costs.sizes, costs.counts, strict=True))
     fewest = -(-tokens // (num_groups * degree * costs.token_cap))
     for num_waves in range(fewest, fewest + 3):
+        if area_s + num_waves * costs.fixed_s >= best_s:
+            break
         for k in range(len(costs.options)):
             groups = _balanced_groups(num_waves * num_groups, k, costs=costs)
             if groups is not None:
                 starts = range(0, len(groups), num_groups)
-                candidates.append([groups[at : at + num_groups] for at in starts])
-    return min(candidates, key=lambda packing: packing_s(packing, fixed_s=costs.fixed_s))
+                balanced = [groups[at : at + num_groups] for at in starts]
+                balanced_s = packing_s(balanced, fixed_s=costs.fixed_s)
+                if balanced_s < best_s:
+                    best, best_s = balanced, balanced_s
+    return best
 
 
 def _balanced_groups(

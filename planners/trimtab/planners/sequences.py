@@ -49,7 +49,7 @@ _SLICE = 20
 _MOST_IDLE_TRIALS = 20_000
 """The search ends when so many trials in a row have found nothing."""
 
-_BOUND_FROM, _BOUND_UNTIL = 0.3, 0.7
+_BOUND_FROM, _BOUND_UNTIL = 0.2, 0.75
 """Parts of the time limit between which the bound is worked on."""
 
 _MOST_PLACED = 8
