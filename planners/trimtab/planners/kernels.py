@@ -29,7 +29,10 @@ class Batch(NamedTuple):
     opening: Floats
     """Work of a group of each option besides its sequences."""
     order: Ints
-    """Options by degree, then by work: `order[i * K + j]` is the j-th for size i."""
+    """Options by degree, then by work: `order[i * K + j]` is the j-th for size i; its degree is
+    `degrees[j]` whatever i."""
+    ordered_work: Floats
+    """Work of size i at its j-th option: `ordered_work[i * K + j]`."""
     cheapest: Floats
     """Work of a sequence of each size at its cheapest degree."""
     fastest_s: Floats
@@ -38,6 +41,8 @@ class Batch(NamedTuple):
     num_ranks: int
     token_cap: int
     fixed_s: float
+    is_plain: bool
+    """Whether no degree repeats and no group has work besides its sequences."""
 
 
 class Filling(NamedTuple):
@@ -98,12 +103,16 @@ def fill_wave(  # noqa: C901 - one loop: calls from within make it ten times as 
         tokens = batch.sizes[i]
         is_narrowest = True
         for j in range(num_degrees):
-            k = batch.order[i * num_degrees + j]
-            degree = batch.degrees[k]
-            work = batch.work[k * num_sizes + i]
+            degree = batch.degrees[j]
+            work = batch.ordered_work[i * num_degrees + j]
             most_work, most_tokens = degree * limit_s, degree * batch.token_cap
-            if tokens > most_tokens or batch.opening[k] + work > most_work:
+            if tokens > most_tokens or work > most_work:
                 continue
+            k = j
+            if not batch.is_plain:
+                k = batch.order[i * num_degrees + j]
+                if batch.opening[k] + work > most_work:
+                    continue
             g = batch.first_group[k]
             end = g + out.open_groups[k]
             while count > 0:

@@ -105,6 +105,7 @@ class BatchCosts:
         """What the kernels read."""
         sizes = range(len(self.sizes))
         holding = [self.options_of(size) for size in sizes]
+        orders = [self._order(i) for i in sizes]
         most_groups = [num_ranks // degree for degree in self.degrees]
         return kernels.Batch(
             sizes=ints(self.sizes),
@@ -112,13 +113,15 @@ class BatchCosts:
             degrees=ints(self.degrees),
             work=floats(work for works in self.work for work in works),
             opening=floats(self.opening),
-            order=ints(k for i in sizes for k in self._order(i)),
+            order=ints(k for options in orders for k in options),
+            ordered_work=floats(self.work[k][i] for i in sizes for k in orders[i]),
             cheapest=floats(min(self.work[k][i] for k in holding[i]) for i in sizes),
             fastest_s=floats(min(self.alone_s(k, i) for k in holding[i]) for i in sizes),
             first_group=ints(accumulate(most_groups, initial=0)),
             num_ranks=num_ranks,
             token_cap=self.token_cap,
             fixed_s=self.fixed_s,
+            is_plain=len(self._kinds) == len(self.options) and not any(self.opening),
         )
 
 
