@@ -49,9 +49,11 @@ def main(models: list[str]) -> None:
             plan = plan_islands(islands)
             took_s = time.process_time() - start_s
             step_s = plan.best.step.step_s
+            gap = step_s / plan.bound_s - 1
             print(
-                f"{name:10} {cluster_name:15} {step_s:7.3f} s  gap {step_s / plan.bound_s - 1:5.1%}"
-                f"  Megatron {_gain(plan.megatron, step_s)}  Holmes {_gain(plan.holmes, step_s)}"
+                f"{name:10} {cluster_name:15} {step_s:7.3f} s  gap {gap:5.1%}"
+                f"  Megatron {_gain(plan.megatron, step_s)}"
+                f"  Holmes {_gain(plan.holmes, step_s)}"
                 f"  {plan.num_layouts} layouts {took_s:.1f} s CPU  {plan.best.layout} "
                 f"{plan.best.step.stage_layers} "
                 f"{[host.pools for host in plan.best.step.hosts]}",

@@ -26,8 +26,9 @@ from trimtab.planners.workloads import Miss
 _FULL_FRACTION = 0.92
 """Of a GPU's memory, as `StageMemory.verdict`: more is tight, and taken only where all are."""
 _CLOSE = 1e-3
-_MOST_PROGRAMS = 16
-_PROGRAM_LIMIT_S = 2.0
+_MOST_FRACTIONS, _MOST_WHOLE = 80, 8
+"""Programs that are solved for the bound of one plan."""
+_PROGRAM_LIMIT_S = 1.0
 _LARGEST_PROGRAM = 400
 """Choices (stages x sets of hosts) of a program that is solved for whole numbers."""
 
@@ -132,8 +133,8 @@ class _Search:
     ) -> None:
         self.entries, self.full_fraction, self.layers = entries, full_fraction, layers
         self.best: Placed | None = None
-        self.megatron: Placed | None = None
-        self.holmes: Placed | None = None
+        self.rules: dict[tuple[str, bool], Placed] = {}
+        """By name, and whether memory may be tight."""
         self.by_degrees: dict[tuple[int, ...], Placed] = {}
 
     def place_all(self) -> None:
@@ -145,17 +146,21 @@ class _Search:
                 self._take(entry.costs, self._placed(placer))
 
     def _take_rules(self, entry: _Entry, placer: Placer) -> None:
-        """What the rules make of a layout, even where memory gets tight."""
-        roomy = None
+        """What the rules make of a layout; where memory is tight, only for want of others."""
+        roomy = Placer(entry.costs, entry.room, full_fraction=1.0)
         for name, rule in _RULES.items():
-            known: Placed | None = getattr(self, name)
-            if known is not None and entry.bound_s >= known.step.step_s:
-                continue
-            roomy = roomy or Placer(entry.costs, entry.room, full_fraction=1.0)
-            step = rule(roomy)
-            setattr(self, name, _shorter(known, entry.costs, step))
-            if step is not None and placer.fixed(step.stage_layers, step.hosts):
-                self._take(entry.costs, step)
+            for is_tight, place in ((False, placer), (True, roomy)):
+                known = self.rules.get((name, is_tight))
+                if known is not None and entry.bound_s >= known.step.step_s:
+                    continue
+                found = _shorter(known, entry.costs, rule(place))
+                if found is not None and found is not known:
+                    self.rules[name, is_tight] = found
+                    if not is_tight:
+                        self._take(entry.costs, found.step)
+
+    def _rule(self, name: str) -> Placed | None:
+        return self.rules.get((name, False)) or self.rules.get((name, True))
 
     def _placed(self, placer: Placer) -> PlacedStep | None:
         if not self.layers:
@@ -180,20 +185,19 @@ class _Search:
         order = itertools.count()
         heap = [(entry.bound_s, next(order), entry) for entry in self.entries]
         heapq.heapify(heap)
-        num_solved = 0
-        while num_solved < _MOST_PROGRAMS:
+        left = {_MEMORY: len(heap), _FRACTIONS: _MOST_FRACTIONS, _WHOLE: _MOST_WHOLE}
+        while True:
             bound_s, _, entry = heap[0]
             if bound_s >= self.best.step.step_s * (1 - _CLOSE) or entry.level == _WHOLE:
                 return
-            num_solved += self._raise_bound(entry)
+            if not left[entry.level + 1]:
+                return
+            left[entry.level + 1] -= 1
+            self._raise_bound(entry)
             heapq.heapreplace(heap, (entry.bound_s, next(order), entry))
 
-    def _raise_bound(self, entry: _Entry) -> int:
-        """One more level of a layout's bound: memory, fractions, whole numbers.
-
-        Returns:
-            How many programs that took.
-        """
+    def _raise_bound(self, entry: _Entry) -> None:
+        """One more level of a layout's bound: memory, fractions, whole numbers."""
         placer, pp = self._placer(entry), entry.costs.layout.pp
         pools = range(len(entry.room))
         most = [
@@ -207,12 +211,10 @@ class _Search:
             ]
             if sum(roomy) < entry.costs.job.model.num_layers or min(roomy) < 1:
                 entry.bound_s = math.inf
-            return 0
+            return
         size = pp * 2 ** len(entry.room)
-        if entry.level == _FRACTIONS and size <= _LARGEST_PROGRAM / 4:
-            entry.level = _WHOLE  # small enough to be solved at once
         if entry.level == _WHOLE and size > _LARGEST_PROGRAM:
-            return 0
+            return
         solved = solve_placement(
             entry.costs,
             entry.room,
@@ -224,7 +226,6 @@ class _Search:
         if solved.hosts and not self.layers:
             step = placer.fixed(solved.stage_layers, solved.hosts)
             self._take(entry.costs, placer.refined(step) if step is not None else None)
-        return 1
 
     def steady(self) -> None:
         """Exchange the plan for one as short with better balanced stages, if there is one."""
@@ -233,7 +234,7 @@ class _Search:
             return
         costs = self.best.costs
         (entry,) = (entry for entry in self.entries if entry.costs is costs)
-        rules = [placed.step.step_s for placed in (self.megatron, self.holmes) if placed]
+        rules = [placed.step.step_s for placed in map(self._rule, _RULES) if placed is not None]
         step = self._placer(entry).steadier(self.best.step, most_s=min([math.inf, *rules]))
         self.best = Placed(costs=costs, step=step)
 
@@ -250,8 +251,8 @@ class _Search:
             best=self.best,
             bound_s=min(step_s, *(entry.bound_s for entry in self.entries)),
             others=tuple(placed for placed in others if placed.costs is not self.best.costs),
-            megatron=self.megatron,
-            holmes=self.holmes,
+            megatron=self._rule("megatron"),
+            holmes=self._rule("holmes"),
             num_layouts=num_layouts,
             full_fraction=self.full_fraction,
         )

@@ -4,6 +4,7 @@
     l_sh  >= 0, whole its layers there; 0 unless y_sh
     x_shk >= 0        replicas of it in pool k of h
     z_bhg >= 0        boundary b is between hosts h and g
+f_bkj >= 0        replicas at boundary b that go from pool k to pool j
     T     >= 0        the step without what every step takes
 
 minimise T subject to
@@ -11,6 +12,9 @@ minimise T subject to
     one host      sum_h y_sh = 1,  sum_sh l_sh = L,  y_sh <= l_sh <= most_sh y_sh
     room          sum_k x_shk = dp y_sh,  x_shk >= y_sh,  sum_sh x_shk <= room_k
     flow          sum_g z_bhg = y_bh,  sum_h z_bhg = y_(b+1)g
+                  sum_j f_bkj = sum_h x_bhk,  sum_k f_bkj = sum_h x_(b+1)hj
+    messages      c_b >= sum of z times the messages of whole stages, and over every link, each
+                  way, the messages of the replicas f that take it
     with t_s = sum_h (layer_h l_sh) + [s last] sum_h head_h y_sh,  c_b = there and back over b,
     D_s = sum of t after s + sum of c from s on,  P_s = sum of t and c before s,  w = pp - s
     pipeline      T >= P_s + m t_s + tail_0
@@ -188,6 +192,10 @@ class _Program:
         both = [f + b for f, b in zip(forward, backward, strict=True)]
         there = [self._boundary_s(b, is_back=False) for b in self.stages[:-1]]
         back = [self._boundary_s(b, is_back=True) for b in self.stages[:-1]]
+        loads = [self._loads(b) for b in self.stages[:-1]]
+        for b, load in enumerate(loads):
+            for (way, is_back), number in load.items():
+                self.problem += (back if is_back else there)[b] >= self._wire_s(way) * number
         tails = [self._tail_s(s, backward[s]) for s in self.stages]
         for s in self.stages:
             flight = pp - s
@@ -215,13 +223,14 @@ class _Program:
             for u in {0, s - 1} if s else ():
                 self._late_rows(u, s, forward, both, there, back, tails[s])
         for way in self.costs.network.links:
-            loads = [
-                self._wire_s(h, g, way) * z
-                for (_, h, g), z in self.sent.items()
-                if self._wire_s(h, g, way)
+            numbers = [
+                load[way, is_back]
+                for load in loads
+                for is_back in (False, True)
+                if (way, is_back) in load
             ]
-            if loads:
-                self.problem += self.step >= micro * pulp.lpSum(loads)
+            if numbers:
+                self.problem += self.step >= micro * self._wire_s(way) * pulp.lpSum(numbers)
 
     def _late_rows(
         self,
@@ -257,13 +266,15 @@ class _Program:
                 terms.append(getattr(slowest, head) * self.chosen[s, h])
         return pulp.lpSum(terms)
 
-    def _boundary_s(self, b: int, *, is_back: bool) -> pulp.LpAffineExpression:
-        """One way over a boundary; between hosts that share a pool it may be nothing."""
-        return pulp.lpSum(
+    def _boundary_s(self, b: int, *, is_back: bool) -> pulp.LpVariable:
+        """One way over a boundary: at least what whole stages send each other."""
+        seconds = self.problem.add_variable(f"{'back' if is_back else 'there'}_{b}", 0)
+        self.problem += seconds >= pulp.lpSum(
             self._message_s(g, h) * z if is_back else self._message_s(h, g) * z
             for (boundary, h, g), z in self.sent.items()
             if boundary == b
         )
+        return seconds
 
     def _message_s(self, h: int, g: int) -> float:
         """From hosts to others, if no one else sends: at least a replica of each must."""
@@ -278,15 +289,39 @@ class _Program:
             for source, target in itertools.product(near, far)
         )
 
-    def _wire_s(self, h: int, g: int, way: Way) -> float:
-        """What a micro-batch over a boundary, there and back, sends over one way of a link."""
-        near, far = self.hosts[h], self.hosts[g]
-        if len(near) > 1 or len(far) > 1 or near == far:
-            return 0.0
-        ways = self.costs.network.ways
-        both = (*ways(near[0], far[0]), *ways(far[0], near[0]))
-        num_bytes = both.count(way) * self.layout.dp * self.costs.message_bytes
-        return num_bytes / self.costs.network.links[way].bytes_per_s
+    def _loads(self, b: int) -> dict[tuple[Way, bool], pulp.LpAffineExpression]:
+        """Replicas whose messages over a boundary take a way, there (False) and back (True).
+
+        Replicas of a stage go to those of the next as in a transport problem.
+        """
+        usable = sorted({pool for pools in self.hosts for pool in pools})
+        moved = {
+            (k, j): self.problem.add_variable(f"moved_{b}_{k}_{j}", 0)
+            for k in usable
+            for j in usable
+        }
+        for k in usable:
+            out = pulp.lpSum(moved[k, j] for j in usable)
+            into = pulp.lpSum(moved[j, k] for j in usable)
+            self.problem += out == self._held(b, k)
+            self.problem += into == self._held(b + 1, k)
+        loads: dict[tuple[Way, bool], list[pulp.LpVariable]] = {}
+        for (k, j), number in moved.items():
+            for way in self.costs.network.ways(k, j):
+                loads.setdefault((way, False), []).append(number)
+            for way in self.costs.network.ways(j, k):
+                loads.setdefault((way, True), []).append(number)
+        return {key: pulp.lpSum(numbers) for key, numbers in loads.items()}
+
+    def _held(self, s: int, pool: int) -> pulp.LpAffineExpression:
+        """Replicas of a stage in a pool."""
+        return pulp.lpSum(
+            self.replicas[s, h, pool] for h, pools in enumerate(self.hosts) if pool in pools
+        )
+
+    def _wire_s(self, way: Way) -> float:
+        """What the message of one replica takes a link."""
+        return self.costs.message_bytes / self.costs.network.links[way].bytes_per_s
 
     def _tail_s(self, s: int, backward: pulp.LpAffineExpression) -> pulp.LpVariable:
         """Optimizer and exposed exchange of a stage."""

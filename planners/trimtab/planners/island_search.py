@@ -2,8 +2,8 @@
 
 Candidates are pipelines that visit some pools in some order, every stage within one pool;
 pipelines that stay in one pool each, so that replicas are spread over pools; and Megatron's own
-order. Layers are balanced by the speed of each stage; then single layers, and stages at the
-border of two pools, move as long as the step gets shorter.
+order. Layers are balanced by the speed of each stage; then single layers and stages move as
+long as the step gets shorter.
 """
 
 import itertools
@@ -21,6 +21,8 @@ _MOST_ORDERED = 4
 _REFINED = 3
 """How many of the best candidates are improved layer by layer."""
 _MOST_MOVES = 200
+_FEW_STAGES = 8
+"""Of more stages only neighbours change places, and fewer layers are moved."""
 _EQUAL = 0.01
 """How much longer a steadier step may be: less than forecasts are good for."""
 
@@ -188,7 +190,7 @@ class Placer:
         return step
 
     def _neighbours(self, step: PlacedStep) -> Iterator[PlacedStep]:
-        """Steps one move away: a layer to another stage, or a border one stage further."""
+        """Steps one move away: a layer in another stage, or a stage in another place."""
         layers, hosts = step.stage_layers, step.hosts
         pp = len(hosts)
         sources = range(pp) if pp <= 8 else {0, step.busiest_stage, pp - 1}
@@ -200,14 +202,32 @@ class Placer:
                     moved[target] += 1
                     if moved[target] <= self.most_layers(target, hosts[target]):
                         yield self.costs.step(moved, hosts)
-        for stage in range(pp - 1):
-            if hosts[stage] != hosts[stage + 1]:
-                for shifted in (
-                    (*hosts[:stage], hosts[stage + 1], *hosts[stage + 1 :]),
-                    (*hosts[: stage + 1], hosts[stage], *hosts[stage + 2 :]),
-                ):
-                    if self._has_room(shifted) and (found := self.balanced(shifted)):
-                        yield found
+        for moved_hosts in self._moved_hosts(hosts):
+            if found := self.balanced(moved_hosts):
+                yield found
+
+    def _moved_hosts(self, hosts: Sequence[Host]) -> Iterator[tuple[Host, ...]]:
+        """Two stages change places, or one goes to another pool with room."""
+        pp = len(hosts)
+        reach = pp if pp <= _FEW_STAGES else 2
+        for first in range(pp):
+            for second in range(first + 1, min(pp, first + reach)):
+                if hosts[first] != hosts[second]:
+                    swapped = list(hosts)
+                    swapped[first], swapped[second] = hosts[second], hosts[first]
+                    yield tuple(swapped)
+        whole = [
+            Host(pools=(pool,), replicas=(self.layout.dp,))
+            for pool, number in enumerate(self.room)
+            if number >= self.layout.dp
+        ]
+        for stage, host in enumerate(hosts):
+            beside = {*hosts[max(0, stage - 1) : stage], *hosts[stage + 1 : stage + 2]}
+            for other in whole:
+                if other != host and (pp <= _FEW_STAGES or other in beside):
+                    changed = (*hosts[:stage], other, *hosts[stage + 1 :])
+                    if self._has_room(changed):
+                        yield changed
 
     def _has_room(self, hosts: Sequence[Host]) -> bool:
         used = [0] * len(self.room)

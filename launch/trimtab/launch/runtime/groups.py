@@ -76,8 +76,8 @@ def make_group(
             said = str(error).strip().partition("\n")[0]
             raise JobFailedError(
                 f"the communicator of the ranks {_ranks_text(ranks)} cannot be made over "
-                f"{settings.transport} ({settings.reason}): {said}; see the nics of the cluster "
-                "file"
+                f"{settings.transport} ({settings.reason}): {said}; see the nics of the "
+                "cluster file"
             ) from error
     return group
 
