@@ -38,7 +38,7 @@ demo: $(TRAIN)
 
 test: $(DEV)
 	@echo '==> Tests: the whole suite, under 15 minutes on 2 cores.'
-	@$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadgroup --no-loadscope-reorder $(TESTS)
+	@$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadscope --no-loadscope-reorder $(TESTS)
 
 check: $(DEV)
 	@echo '==> Checks: lint, formatting, types and layers, about a minute.'
