@@ -28,7 +28,7 @@ _FULL_FRACTION = 0.92
 _CLOSE = 1e-3
 _MOST_FRACTIONS, _MOST_WHOLE = 80, 8
 """Programs that are solved for the bound of one plan."""
-_PROGRAM_LIMIT_S = 1.0
+_PROGRAM_LIMIT_S = 3.0
 _LARGEST_PROGRAM = 400
 """Choices (stages x sets of hosts) of a program that is solved for whole numbers."""
 
@@ -164,7 +164,8 @@ class _Search:
 
     def _placed(self, placer: Placer) -> PlacedStep | None:
         if not self.layers:
-            return placer.best()
+            known_s = math.inf if self.best is None else self.best.step.step_s
+            return placer.best(known_s=known_s)
         steps = [placer.fixed(self.layers, hosts) for hosts in placer.candidates()]
         fitting = [step for step in steps if step is not None]
         return min(fitting, key=lambda step: step.step_s, default=None)

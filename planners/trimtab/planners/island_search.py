@@ -21,6 +21,8 @@ _MOST_ORDERED = 4
 _REFINED = 3
 """How many of the best candidates are improved layer by layer."""
 _MOST_MOVES = 200
+_HOPELESS = 1.15
+"""Moves shorten a step by less than that."""
 _FEW_STAGES = 8
 """Of more stages only neighbours change places, and fewer layers are moved."""
 _EQUAL = 0.01
@@ -38,10 +40,16 @@ class Placer:
         self.layout = costs.layout
         self._most: dict[tuple[int, int], int] = {}
 
-    def best(self) -> PlacedStep | None:
-        """The shortest step found; None where no candidate fits."""
+    def best(self, *, known_s: float = math.inf) -> PlacedStep | None:
+        """The shortest step found; None where no candidate fits.
+
+        Args:
+            known_s: A step known from elsewhere: candidates far above it are not improved.
+        """
         found = [step for hosts in self.candidates() if (step := self.balanced(hosts))]
         found.sort(key=lambda step: step.step_s)
+        if found and found[0].step_s > _HOPELESS * known_s:
+            return found[0]
         refined = [self.refined(step) for step in found[:_REFINED]]
         return min(refined, key=lambda step: step.step_s, default=None)
 
