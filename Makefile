@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO ?=
 TESTS ?=
+# Processes that share the tests, of which most wait most of the time.
+JOBS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -c constraints.txt
@@ -36,7 +38,7 @@ demo: $(TRAIN)
 
 test: $(DEV)
 	@echo '==> Tests: the whole suite, under 15 minutes on 2 cores.'
-	@$(BIN)/pytest $(TESTS)
+	@$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadscope --no-loadscope-reorder $(TESTS)
 
 check: $(DEV)
 	@echo '==> Checks: lint, formatting, types and layers, about a minute.'

@@ -24,9 +24,7 @@ from pathlib import Path
 from trimtab.core.pipeline import Pipeline
 from trimtab.core.profile import StepProfile
 from trimtab.planners.calibration import profile_from_document
-from trimtab.planners.micro_batches import packing_of
 from trimtab.planners.ordering import better_order, first_order, operations_of
-from trimtab.planners.packing import BatchCosts
 from trimtab.planners.pipelined import best_uniform_pipelined_step, pipelined_step
 from trimtab.planners.sequences import plan_step
 from trimtab.planners.stages import StageCosts
@@ -154,8 +152,7 @@ def _as_for_one_stage(
         lengths, profile=capped, num_ranks=num_ranks, clock=time.process_time,
         time_limit_s=time_limit_s,
     )  # fmt: skip
-    batch_costs = BatchCosts(lengths, profile=capped, degrees=degrees)
-    times = [costs.times(wave) for wave in packing_of(plan.waves, lengths, costs=batch_costs)]
+    times = [costs.placed_times(wave, lengths) for wave in plan.waves]
     given_s = max(
         operation.end_s
         for operation in operations_of(times, limits=costs.limits, vpp=costs.stages.vpp)

@@ -64,7 +64,7 @@ class ScriptRun:
                 line = path.read_bytes()
             except OSError:  # it has ended
                 continue
-            if self.run.path.name.encode() in line or b"TRIMTAB_ATTEMPT" in line:
+            if bytes(self.folder) in line:
                 lines.append(line)
         return lines
 
@@ -84,7 +84,7 @@ def script_run(
     """A job that has started; afterwards it ends, and none of its processes may be left."""
     job = ScriptSpec(
         name="script",
-        argv=(sys.executable, "-c", RANK),
+        argv=(sys.executable, "-c", RANK, str(folder)),
         folder=str(folder),
         num_ranks=2,
         num_nodes=2,
@@ -99,9 +99,8 @@ def script_run(
 
 
 def until(happened: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 120
+    """Wait; the whole test's time limit bounds it."""
     while not happened():
-        assert time.monotonic() < deadline_s, "it did not happen in two minutes"
         time.sleep(0.1)
 
 

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_jobs import until
 
 from trimtab.core.errors import InputError, JobFailedError
 from trimtab.orchestrator.cli.main import main
@@ -36,13 +36,6 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     if (place / "cluster" / "cluster.json").exists():
         SlurmCluster(folder=place / "cluster").stop()
     shutil.rmtree(place)
-
-
-def until(happened: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline_s, "it did not happen in a minute"
-        time.sleep(0.1)
 
 
 def command(*argv: str, folder: Path) -> int:

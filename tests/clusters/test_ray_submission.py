@@ -5,12 +5,12 @@ The keeper is a small program that says what it was given, and which signals it 
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_jobs import until
 
 from trimtab.core.errors import InputError
 from trimtab.core.job import JobHandle, JobState, Request, ScriptSpec
@@ -76,13 +76,6 @@ def prepared(
         ray=RayOptions(**options),
     )
     return SCHEDULER.prepare(job, layout=None, run_dir=run_dir)
-
-
-def until(happened: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline_s, "it did not happen in a minute"
-        time.sleep(0.1)
 
 
 def view(handle: JobHandle) -> SchedulerView:

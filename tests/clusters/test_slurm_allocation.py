@@ -7,13 +7,13 @@ that Slurm gives it. Agents are small commands.
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_jobs import until
 
 from trimtab.core.job import JobHandle, Request, ScriptSpec
 from trimtab.core.scheduling import SlurmOptions
@@ -84,13 +84,6 @@ def order(marker: str) -> AgentOrder:
         token="a-secret",
         argv=("bash", "-c", AGENT.format(marker)),
     )
-
-
-def until(happened: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline_s, "it did not happen in a minute"
-        time.sleep(0.1)
 
 
 def job(job_id: str) -> dict[str, str]:

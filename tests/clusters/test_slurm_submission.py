@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from script_jobs import until
 
 from trimtab.core.errors import InputError
 from trimtab.core.job import JobHandle, JobState, ScriptSpec
@@ -99,13 +100,6 @@ def gpu_script(*, num_ranks: int, nodes: int, **options: Any) -> ScriptSpec:
         needs_gpus=True,
         slurm=SlurmOptions(**options),
     )
-
-
-def until(happened: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline_s, "it did not happen in a minute"
-        time.sleep(0.1)
 
 
 def view(handle: JobHandle) -> SchedulerView:

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import types
 import typing
@@ -46,7 +47,11 @@ def clusters(draw: st.DrawFn) -> ClusterSpec:
         )
         for name in names
     )
-    links = (IslandLink(islands=(names[0], names[1]), link=draw(LINKS)),)
+    links = tuple(
+        IslandLink(islands=way, link=draw(LINKS), one_way=True)
+        for pair in itertools.pairwise(names)
+        for way in (pair, pair[::-1])
+    )
     return ClusterSpec(name=draw(NAMES), nodes=nodes, links=links, source=draw(st.text()))
 
 
@@ -193,6 +198,14 @@ def test_a_missing_field_is_named_with_its_path() -> None:
     del document["waves"][0]["groups"][0]["ranks"]
     with pytest.raises(InputError, match=r"waves\[0\]\.groups\[0\]\.ranks: missing"):
         serde.from_document(StepPlan, document)
+
+
+def test_a_group_written_before_there_were_rings_runs_ulysses() -> None:
+    group = serde.from_fields(SequenceGroup, {"ranks": [0, 1], "sequences": [3]})
+    assert group.attention == "ulysses"
+    ring = {"ranks": [0, 1], "sequences": [3], "attention": "rings"}
+    with pytest.raises(InputError, match="attention: unknown value 'rings'"):
+        serde.from_fields(SequenceGroup, ring)
 
 
 def test_infinity_is_never_written() -> None:

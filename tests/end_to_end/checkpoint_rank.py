@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # else every rank imports it in its first step
 from forked import run_ranks
 from train_rank import GivenPlans, Recorder
 
@@ -145,7 +146,7 @@ def train_all(config: dict[str, Any], rank: int) -> None:
 
 def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text())
-    run_ranks(config["num_ranks"], lambda rank: train_all(config, rank))
+    sys.exit(not run_ranks(config["num_ranks"], lambda rank: train_all(config, rank)))
 
 
 if __name__ == "__main__":

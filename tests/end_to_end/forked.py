@@ -6,8 +6,8 @@ import traceback
 from collections.abc import Callable
 
 
-def run_ranks(num_ranks: int, main: Callable[[int], None]) -> None:
-    """Run `main(rank)` in a process of its own for each rank; exits with 1 if one failed."""
+def run_ranks(num_ranks: int, main: Callable[[int], None]) -> bool:
+    """Run `main(rank)` in a process of its own for each rank; whether none has failed."""
     pids = []
     for rank in range(num_ranks):
         pid = os.fork()
@@ -15,7 +15,7 @@ def run_ranks(num_ranks: int, main: Callable[[int], None]) -> None:
             _end_with(rank, main)
         pids.append(pid)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    sys.exit(any(codes))
+    return not any(codes)
 
 
 def _end_with(rank: int, main: Callable[[int], None]) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,14 @@ _GROUPINGS = (
     [[((0,), (6,)), ((1,), (5,)), ((2, 3), (4, 0, 1))], [((1, 2), (2,)), ((3,), (3,))]],
     [[((0, 1, 2, 3), (0, 1, 2, 3, 4, 5, 6))]],
     [[((2, 3), (3, 0)), ((0, 1), (1, 2))], [((0,), (4, 6)), ((2,), (5,))]],
+)
+
+_RINGS = (
+    # Rings of two, three and four ranks, and one beside Ulysses.
+    [[((0, 1, 2), (0, 4, 3), "ring"), ((3,), (1,))], [((0, 1, 2, 3), (2, 6, 5), "ring")]],
+    [[((0, 3), (6, 2), "ring"), ((1, 2), (1, 5))], [((1, 2, 3), (4, 0, 3), "ring")]],
+    [[((0, 1, 2, 3), (0, 1, 2, 3, 4, 5, 6), "ring")]],
+    [[((0, 1), (3, 0, 1), "ring"), ((2, 3), (2, 4), "ring")], [((0, 2, 3), (5, 6), "ring")]],
 )
 
 
@@ -66,7 +76,13 @@ def _job(folder: Path, **model: Any) -> JobSpec:
 def _plan(waves: list[Any]) -> StepPlan:
     return StepPlan(
         waves=tuple(
-            Wave(groups=tuple(SequenceGroup(ranks=r, sequences=s) for r, s in groups))
+            Wave(
+                groups=tuple(
+                    SequenceGroup(ranks=ranks, sequences=sequences, attention=attention)
+                    for ranks, sequences, *kind in groups
+                    for attention in kind or ["ulysses"]
+                )
+            )
             for groups in waves
         ),
         paths=(StagePath(stages=(0,)),) * len(waves),
@@ -82,42 +98,64 @@ def _changing_plans() -> list[StepPlan]:
     return [_plan(_GROUPINGS[step % len(_GROUPINGS)]) for step in range(_STEPS)]
 
 
+def _ring_plans() -> list[StepPlan]:
+    return [_plan(_RINGS[step % len(_RINGS)]) for step in range(_STEPS)]
+
+
 def _one_process_plans() -> list[StepPlan]:
     return [_plan([[((0,), (index,))] for index in range(_BATCH)])] * _STEPS
 
 
-def _train(
-    job: JobSpec, plans: list[StepPlan], *, num_ranks: int, out: Path, fault: str | None = None
-) -> dict[str, Any]:
-    out.mkdir()
-    store = socket.create_server(("127.0.0.1", 0))
-    config = {
-        "job": serde.to_document(job),
-        "num_ranks": num_ranks,
-        "plans": [serde.to_document(plan) for plan in plans],
-        "rendezvous": f"tcp://127.0.0.1:{store.getsockname()[1]}",
-        "out": str(out),
-        "fault": fault,
-    }
-    (out / "config.json").write_text(json.dumps(config))
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """One process that has imported everything; the ranks of all runs are forked from it."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+
+    def train(
+        self,
+        job: JobSpec,
+        plans: list[StepPlan],
+        *,
+        num_ranks: int,
+        fault: str | None = None,
+    ) -> dict[str, Any]:
+        out = Path(tempfile.mkdtemp(dir=self.folder))
+        config = {
+            "job": serde.to_document(job),
+            "num_ranks": num_ranks,
+            "plans": [serde.to_document(plan) for plan in plans],
+            "out": str(out),
+            "fault": fault,
+        }
+        (out / "config.json").write_text(json.dumps(config))
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(out / "config.json", file=self.process.stdin, flush=True)
+        went_well = self.process.stdout.readline() == "True\n"
+        assert went_well, (self.folder / "stderr").read_text()[-2000:]
+        results: dict[str, Any] = json.loads((out / "rank-0.json").read_text())
+        results["gradients"] = torch.load(out / "gradients-0.pt")
+        return results
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
+    folder = tmp_path_factory.mktemp("runs")
     script = Path(__file__).with_name("train_rank.py")
-    with store, (out / "stderr").open("w") as log:
-        ended = subprocess.run(
-            [sys.executable, "-W", "ignore", str(script), str(out / "config.json")],
-            env={
-                **os.environ,
-                "GLOO_SOCKET_IFNAME": "lo",
-                "STORE_FD": str(store.fileno()),
-            },
+    with (
+        (folder / "stderr").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(script)],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=log,
-            pass_fds=(store.fileno(),),
-            timeout=280,
-            check=False,
-        )
-    assert ended.returncode == 0, (out / "stderr").read_text()[-2000:]
-    results: dict[str, Any] = json.loads((out / "rank-0.json").read_text())
-    results["gradients"] = torch.load(out / "gradients-0.pt")
-    return results
+            text=True,
+        ) as process,
+    ):
+        yield Trainer(process=process, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +170,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("runs") / "one"
-    return _train(_job(documents), _one_process_plans(), num_ranks=1, out=out)
+def reference(documents: Path, trainer: Trainer) -> dict[str, Any]:
+    return trainer.train(_job(documents), _one_process_plans(), num_ranks=1)
 
 
 def _relative_error(found: dict[str, Any], expected: dict[str, Any]) -> float:
@@ -146,10 +183,9 @@ def _relative_error(found: dict[str, Any], expected: dict[str, Any]) -> float:
 
 
 def test_four_ranks_with_changing_groups_lose_what_one_process_loses(
-    reference: dict[str, Any], documents: Path, tmp_path: Path
+    reference: dict[str, Any], documents: Path, trainer: Trainer
 ) -> None:
-    job = _job(documents)
-    four = _train(job, _changing_plans(), num_ranks=4, out=tmp_path / "four")
+    four = trainer.train(_job(documents), _changing_plans(), num_ranks=4)
 
     differences = [abs(a - b) for a, b in zip(four["losses"], reference["losses"], strict=True)]
     gradient_error = _relative_error(four["gradients"], reference["gradients"])
@@ -161,13 +197,21 @@ def test_four_ranks_with_changing_groups_lose_what_one_process_loses(
     assert reference["losses"][-1] < reference["losses"][0] - 1.0
 
 
+def test_rings_of_two_three_and_four_lose_what_one_process_loses(
+    reference: dict[str, Any], documents: Path, trainer: Trainer
+) -> None:
+    four = trainer.train(_job(documents), _ring_plans(), num_ranks=4)
+
+    assert four["losses"] == pytest.approx(reference["losses"], abs=1e-5)
+    assert four["evaluations"] == pytest.approx(reference["evaluations"], abs=1e-5)
+    assert _relative_error(four["gradients"], reference["gradients"]) < 1e-5
+
+
 @pytest.mark.parametrize("fault", ["mask", "position", "weighting"])
 def test_a_broken_mask_position_or_weighting_is_noticed(
-    fault: str, reference: dict[str, Any], documents: Path, tmp_path: Path
+    fault: str, reference: dict[str, Any], documents: Path, trainer: Trainer
 ) -> None:
-    broken = _train(
-        _job(documents), _changing_plans(), num_ranks=4, out=tmp_path / "four", fault=fault
-    )
+    broken = trainer.train(_job(documents), _changing_plans(), num_ranks=4, fault=fault)
 
     assert abs(broken["losses"][-1] - reference["losses"][-1]) > 1e-4
     assert _relative_error(broken["gradients"], reference["gradients"]) > 1e-3
@@ -181,10 +225,15 @@ def test_a_broken_mask_position_or_weighting_is_noticed(
     ],
     ids=["grouped-query", "learned-positions"],
 )
-def test_other_models_agree_too(model: dict[str, Any], documents: Path, tmp_path: Path) -> None:
+def test_other_models_agree_too(
+    model: dict[str, Any], documents: Path, trainer: Trainer
+) -> None:
     job = _job(documents, **model)
-    one = _train(job, _one_process_plans(), num_ranks=1, out=tmp_path / "one")
-    four = _train(job, _changing_plans(), num_ranks=4, out=tmp_path / "four")
+    one = trainer.train(job, _one_process_plans(), num_ranks=1)
+    half = _STEPS // 2
+    plans = [*_changing_plans()[:half], *_ring_plans()[half:]]
+    rings_first = [*_ring_plans()[:1], *plans[1:]]  # whose gradients are compared
+    four = trainer.train(job, rings_first, num_ranks=4)
 
     assert four["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert _relative_error(four["gradients"], one["gradients"]) < 1e-5

@@ -1,14 +1,16 @@
-"""The ranks of a real training run with plans given beforehand: what the parity tests start.
+"""The ranks of real training runs with plans given beforehand: what the parity tests start.
 
-    python train_rank.py CONFIG.json    (STORE_FD in the environment)
+    python train_rank.py    (paths of CONFIG.json on standard input, a line each)
 
-Writes losses of all steps, gradient norms, and the gradients of the first step to
-`OUT/rank-N.json` and `OUT/gradients-N.pt`. `fault` breaks one thing on purpose, so that the
-tests can show that they would notice.
+Answers every line with whether the run went well. Writes its losses of all steps, gradient
+norms, and the gradients of the first step to `OUT/rank-N.json` and `OUT/gradients-N.pt`.
+`fault` breaks one thing on purpose, so that the tests can show that they would notice.
 """
 
+import functools
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # else every rank imports it in its first step
 from forked import run_ranks
 
 from trimtab.core import serde
@@ -60,7 +63,7 @@ class Recorder:
     def progress(self, _step: int, _doing: Callable[[], str]) -> None: ...
 
 
-def train(config: dict[str, Any], rank: int) -> None:
+def train(config: dict[str, Any], rank: int, store: socket.socket) -> None:
     world_size = config["num_ranks"]
     out = Path(config["out"])
     torch.set_num_threads(1)
@@ -75,8 +78,8 @@ def train(config: dict[str, Any], rank: int) -> None:
             rank=rank,
             world_size=world_size,
             local_rank=rank,
-            rendezvous=config["rendezvous"],
-            store_fd=int(os.environ["STORE_FD"]) if rank == 0 else None,
+            rendezvous=f"tcp://127.0.0.1:{store.getsockname()[1]}",
+            store_fd=store.fileno() if rank == 0 else None,
         ),
         run_dir=out,
         plans=GivenPlans(plans) if rank == 0 else None,
@@ -145,8 +148,15 @@ def _break(fault: str | None) -> None:
 
 
 def main() -> None:
-    config = json.loads(Path(sys.argv[1]).read_text())
-    run_ranks(config["num_ranks"], lambda rank: train(config, rank))
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # ranks speak there
+    for line in sys.stdin:
+        config = json.loads(Path(line.rstrip("\n")).read_text())
+        with socket.create_server(("127.0.0.1", 0)) as store:
+            went_well = run_ranks(
+                config["num_ranks"], functools.partial(train, config, store=store)
+            )
+        print(went_well, file=answers)
 
 
 if __name__ == "__main__":

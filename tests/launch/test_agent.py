@@ -48,6 +48,16 @@ ORDER = wire.StartRanks(
 )
 
 
+def impatient(run_dir: Path, address: str) -> tuple[str, ...]:
+    """The command line of an agent that waits a second where another waits longer."""
+    program = (
+        "import sys; from trimtab.launch import agent\n"
+        "agent._LEFTOVER_GRACE_S = agent._CONNECT_S = 1.0\n"
+        "sys.exit(agent.main(sys.argv[1:]))"
+    )
+    return (sys.executable, "-P", "-c", program, *agent.command(run_dir, address)[-2:])
+
+
 @dataclass
 class Controller:
     """The other end of the agents."""
@@ -62,16 +72,9 @@ class Controller:
         self,
         environment: Mapping[str, str] = MappingProxyType({}),
         *,
-        leftovers_end_after_s: float | None = None,
+        argv: tuple[str, ...] | None = None,
     ) -> subprocess.Popen[bytes]:
-        argv = agent.command(self.run_dir, self.server.address)
-        if leftovers_end_after_s is not None:
-            program = (
-                "import sys; from trimtab.launch import agent\n"
-                f"agent._LEFTOVER_GRACE_S = {leftovers_end_after_s}\n"
-                "sys.exit(agent.main(sys.argv[1:]))"
-            )
-            argv = (sys.executable, "-P", "-c", program, *argv[-2:])
+        argv = argv or agent.command(self.run_dir, self.server.address)
         inherited = {**os.environ, "TRIMTAB_NODE": "n0", agent.TOKEN_VARIABLE: TOKEN}
         process = subprocess.Popen(argv, env={**inherited, **environment})
         self.agents.append(process)
@@ -262,7 +265,6 @@ def test_a_new_agent_waits_for_what_an_old_one_has_left_to_save(
     assert controller.log() == "up\nsaved\n"
 
 
-@pytest.mark.slow
 def test_a_new_agent_ends_what_an_old_one_has_left(
     controller: Controller, started_here: Callable[[], list[psutil.Process]]
 ) -> None:
@@ -272,7 +274,7 @@ def test_a_new_agent_ends_what_an_old_one_has_left(
     controller.until_up()
     old.kill()
     controller.hear(None)
-    new = controller.start_agent(leftovers_end_after_s=1.0)
+    new = controller.start_agent(argv=impatient(controller.run_dir, controller.server.address))
     assert len(started_here()) == 2
     controller.hear(wire.AgentHello)
     assert [process.pid for process in started_here()] == [new.pid]
@@ -298,17 +300,16 @@ def test_signals_are_told_and_end_nothing(controller: Controller) -> None:
     controller.hear(wire.AgentBeat)
 
 
-@pytest.mark.slow
 def test_without_a_controller_the_agent_says_so(run_dir: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    answer = subprocess.run(
-        [*agent.command(run_dir, f"127.0.0.1:{port}")],
-        env={**os.environ, "TRIMTAB_NODE": "n0", agent.TOKEN_VARIABLE: TOKEN},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # and does not listen
+        answer = subprocess.run(
+            impatient(run_dir, f"127.0.0.1:{deaf.getsockname()[1]}"),
+            env={**os.environ, "TRIMTAB_NODE": "n0", agent.TOKEN_VARIABLE: TOKEN},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert answer.returncode == 1
     assert "the agent of n0 ends: " in answer.stdout
     assert "Connection refused" in answer.stdout

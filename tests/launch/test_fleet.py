@@ -289,8 +289,9 @@ def test_a_wish_that_comes_between_attempts_is_not_lost(nodes_here: NodesHere) -
     nodes = nodes_here()
     nodes.gather()
     nodes.allocation.agents["n0"].send_signal(signal.SIGINT)
-    time.sleep(1.0)  # it tells twice a second
-    nodes.gather()
+    while not nodes.fleet._news:  # it tells twice a second
+        nodes.gather()
+        time.sleep(0.02)
     nodes.start("print('up')")
     assert nodes.until_ended()[0] == RoomWanted(node="n0", signal="SIGINT")
 

@@ -169,7 +169,7 @@ def test_a_keeper_that_cannot_be_started_is_a_failed_job(run_dir: Path) -> None:
 
 @contextmanager
 def local_fleet(run_dir: Path, *, lock_fd: int | None = None) -> Iterator[Fleet]:
-    allocation = LocalAllocation(run_id=run_dir.name, lock_fd=lock_fd)
+    allocation = LocalAllocation(run_dir=run_dir, lock_fd=lock_fd)
     fleet = Fleet(allocation, run_dir=run_dir)
     yield fleet
     fleet.close()
@@ -179,7 +179,7 @@ def start(fleet: Fleet, run_dir: Path, program: str, *, num_ranks: int = 1) -> N
     request = scheduler().prepare(
         script(program, num_ranks=num_ranks), layout=None, run_dir=run_dir
     )
-    allocation = LocalAllocation(run_id=run_dir.name, lock_fd=None)
+    allocation = LocalAllocation(run_dir=run_dir, lock_fd=None)
     nodes = allocation.acquire(1, exclude=("whatever",))
     assert [node.name for node in nodes] == [socket.gethostname()]
     assert set(fleet.gather(nodes)) == {socket.gethostname()}
@@ -252,7 +252,7 @@ def test_ranks_end_with_the_process_that_holds_the_fleet(
         "from trimtab.launch.local import LocalAllocation\n"
         "from trimtab.launch.fleet import Fleet\n"
         "run_dir = Path(sys.argv[1])\n"
-        "allocation = LocalAllocation(run_id=run_dir.name, lock_fd=None)\n"
+        "allocation = LocalAllocation(run_dir=run_dir, lock_fd=None)\n"
         "fleet = Fleet(allocation, run_dir=run_dir)\n"
         "fleet.gather(allocation.acquire(1, exclude=()))\n"
         "print('gathered', flush=True); time.sleep(600)"
@@ -267,8 +267,8 @@ def test_ranks_end_with_the_process_that_holds_the_fleet(
         time.sleep(0.05)
 
 
-def test_a_local_job_has_nowhere_else_to_go() -> None:
-    allocation = LocalAllocation(run_id="r1", lock_fd=None)
+def test_a_local_job_has_nowhere_else_to_go(run_dir: Path) -> None:
+    allocation = LocalAllocation(run_dir=run_dir, lock_fd=None)
     assert not allocation.can_move
     with pytest.raises(JobFailedError, match="this machine is the only one: a reason"):
         allocation.go_elsewhere(exclude=(), reason="a reason")

@@ -64,9 +64,11 @@ def test_locks_of_nodes_are_their_users_alone_and_one_a_run_and_node(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     names = []
-    for run_id, node in (("r1", "n0"), ("r1", "n1"), ("r2", "n0"), ("r1", "n0")):
-        with locks.open_node_lock(run_id, node) as file:
+    for run, node in (("a/r1", "n0"), ("a/r1", "n1"), ("a/r2", "n0"), ("b/r1", "n0")):
+        with locks.open_node_lock(tmp_path / run, node) as file:
             names.append(file.name)
-    assert len(set(names)) == 3
+    assert len(set(names)) == 4
+    with locks.open_node_lock(tmp_path / "b" / ".." / "a" / "r1", "n0") as file:
+        assert file.name == names[0]
     folder = tmp_path / f"trimtab-{os.getuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +26,8 @@ class Listener:
     def _read(self) -> None:
         connection, _ = self._server.accept()
         with connection, connection.makefile() as stream:
-            self.lines = list(stream)
+            for line in stream:
+                self.lines.append(line)
 
     def wait(self) -> list[str]:
         self._thread.join(timeout=20)
@@ -60,17 +62,18 @@ def test_the_token_comes_first_then_every_event_in_order(listener: Listener) -> 
 
 def test_a_heartbeat_tells_step_and_what_is_under_way(listener: Listener) -> None:
     sender = TelemetrySender(listener.address, token="word", rank=3)
+    while len(listener.lines) < 2:  # the token and the first
+        time.sleep(0.02)
     sender.progress(7, lambda: "backward")
-    threading.Event().wait(1.5)
+    while len(listener.lines) < 3:
+        time.sleep(0.02)
     sender.close()
 
-    beats = [
-        event
-        for line in listener.wait()[1:]
-        if isinstance(event := read_event(line), RankProgressed)
-    ]
-    assert beats[0].rank == 3
-    assert (beats[-1].step, beats[-1].doing) == (7, "backward")
+    first, second = (read_event(line) for line in listener.wait()[1:3])
+    assert isinstance(first, RankProgressed)
+    assert isinstance(second, RankProgressed)
+    assert (first.rank, first.step, first.doing) == (3, 0, "starting")
+    assert (second.rank, second.step, second.doing) == (3, 7, "backward")
 
 
 def test_a_collector_that_went_away_does_not_stop_the_rank(listener: Listener) -> None:

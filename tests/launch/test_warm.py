@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.launch import warm
 from trimtab.launch.processes import RankOrder
 from trimtab.launch.warm import Spare
 
@@ -98,8 +99,9 @@ def test_the_socket_of_the_store_is_passed_on(
 
 
 def test_an_order_of_any_size_arrives_whole(
-    started: Callable[..., Spare], tmp_path: Path
+    started: Callable[..., Spare], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(warm, "_HAND_OVER_S", 60.0)
     values = {f"V{index}": chr(0xE4) * 20_000 for index in range(20)}
     lines = set(output(started(), order(tmp_path, **values)))
     assert {f"{name}={value}" for name, value in values.items()} <= lines
@@ -124,17 +126,17 @@ def test_a_spare_ends_without_a_word_when_its_agent_dies(tmp_path: Path) -> None
     agent = (
         "import os, sys, time\n"
         "from trimtab.launch.warm import Spare\n"
-        "program = 'import sys, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\\n'"
-        " + sys.argv[1]\n"
+        "program = 'import os, sys, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\\n'"
+        " f'os.write({sys.argv[2]}, b\"up\")\\n' + sys.argv[1]\n"
         "spare = Spare([sys.executable, '-c', program, \"a run's folder\"],"
         " environment=os.environ, held_fds=[int(sys.argv[2])])\n"
-        "time.sleep(0.5)\n"
+        "assert os.read(int(sys.argv[3]), 2) == b'up'\n"
         "os.kill(os.getpid(), 9)"
     )
     read, write = os.pipe()
     done = subprocess.run(
-        [sys.executable, "-c", agent, PROGRAM, str(write)],
-        pass_fds=(write,),
+        [sys.executable, "-c", agent, PROGRAM, str(write), str(read)],
+        pass_fds=(write, read),
         capture_output=True,
         check=False,
     )

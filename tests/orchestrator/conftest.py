@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
 from trimtab.core.cluster import ClusterSpec, GpuSpec, Link, NicSpec, NodeSpec
+from trimtab.core.events import AnyEvent, RankProgressed, RankStarted
 from trimtab.core.job import (
     DataSource,
     DataSpec,
@@ -24,6 +26,7 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Forecast, JobPlan, Layout, Placement, StageMemory, TimePart
 from trimtab.core.scheduling import RestartSpec
 from trimtab.launch.local import LocalScheduler
+from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import schedulers, submission
 from trimtab.orchestrator.rundir import RunDir, RunState
 from trimtab.orchestrator.submission import PreparedJob
@@ -190,12 +193,37 @@ def ended() -> Callable[[RunDir], RunState]:
 
 
 @pytest.fixture
-def appeared() -> Callable[[Path], Path]:
-    """`appeared(path)`: `path`, once it is there."""
+def lingering() -> Callable[..., None]:
+    """`lingering(run, 0, 2)`: return when ranks 0 and 2 are slow or deaf, as they were told to.
 
-    def appeared(path: Path) -> Path:
-        while not path.exists():
+    The store then holds all that they have sent, for a rank's events arrive in order.
+    """
+
+    def lingering(run: RunDir, *ranks: int) -> None:
+        missing = set(ranks)
+        while missing:
             time.sleep(0.02)
-        return path
+            with EventStore.open(run.events) as store:
+                events = store.all(kinds=(RankProgressed,))
+                missing -= {event.rank for event in events if is_lingering(event)}
 
-    return appeared
+    def is_lingering(event: AnyEvent) -> TypeGuard[RankProgressed]:
+        return isinstance(event, RankProgressed) and event.doing == "lingering"
+
+    return lingering
+
+
+@pytest.fixture
+def rank_pids() -> Callable[[RunDir], dict[int, int]]:
+    """`rank_pids(run)`: of every rank of the first attempt, once the store knows them all."""
+
+    def rank_pids(run: RunDir) -> dict[int, int]:
+        pids: dict[int, int] = {}
+        while len(pids) < run.state().num_ranks:
+            time.sleep(0.02)
+            with EventStore.open(run.events) as store:
+                events = store.all(kinds=(RankStarted,))
+                pids = {each.rank: each.pid for each in events if isinstance(each, RankStarted)}
+        return pids
+
+    return rank_pids

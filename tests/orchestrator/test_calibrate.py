@@ -57,16 +57,29 @@ def test_a_step_that_did_not_finish_everywhere_is_left_out() -> None:
     assert [sample.degree for sample in group_samples(events)] == [1]
 
 
-def test_the_probing_job_tries_every_degree_three_times(small_job: JobSpec) -> None:
+def test_the_probing_job_tries_every_degree_of_both_kinds_three_times(
+    small_job: JobSpec,
+) -> None:
     four = replace(small_job, num_ranks=4)
     probe = probing_job(four)
-    assert probe.training.num_steps == 2 + 3 * 3
+    assert probe.training.num_steps == 2 + 3 * 6
     assert probe.step_planning.grouping == "probe"
     assert probe.profile is not None
-    assert probe.profile.degrees == (1, 2, 4)
+    assert probe.profile.degrees == (1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_few_ranks_can_be_measured_too(small_job: JobSpec, num_ranks: int) -> None:
+@pytest.mark.parametrize(("num_ranks", "num_options"), [(1, 1), (2, 3)])
+def test_few_ranks_can_be_measured_too(
+    small_job: JobSpec, num_ranks: int, num_options: int
+) -> None:
     probe = probing_job(replace(small_job, num_ranks=num_ranks))
-    assert probe.training.num_steps == 2 + 3 * num_ranks
+    assert probe.training.num_steps == 2 + 3 * num_options
+
+
+def test_a_profile_without_a_ring_is_probed_with_one(small_job: JobSpec) -> None:
+    four = replace(small_job, num_ranks=4)
+    known = probing_job(four).profile
+    assert known is not None
+    assert known.ring is not None
+    probe = probing_job(replace(four, profile=replace(known, ring=None)))
+    assert probe.profile == known

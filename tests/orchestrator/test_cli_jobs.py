@@ -21,7 +21,7 @@ from trimtab.orchestrator.rundir import RunDir, RunState
 
 Start = Callable[..., RunDir]
 Ended = Callable[[RunDir], RunState]
-Appeared = Callable[[Path], Path]
+Lingering = Callable[..., None]
 Capture = pytest.CaptureFixture[str]
 
 PROJECT = Path(__file__).parents[2]
@@ -142,10 +142,10 @@ def test_status_of_a_job_that_failed_is_100(
 
 
 def test_a_running_job_is_101_until_it_is_cancelled_then_103(
-    start: Start, appeared: Appeared, capsys: Capture
+    start: Start, lingering: Lingering, capsys: Capture
 ) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-2")
+    lingering(run, 0, 1, 2)
     assert main(["status", run.job_id]) == 101
     assert main(["cancel", run.job_id, "--wait"]) == 0
     assert "cancelled: cancelled after step 3" in capsys.readouterr().out
@@ -155,10 +155,10 @@ def test_a_running_job_is_101_until_it_is_cancelled_then_103(
 
 
 def test_a_second_cancel_says_that_it_ends_the_job_at_once(
-    start: Start, ended: Ended, appeared: Appeared, capsys: Capture
+    start: Start, ended: Ended, lingering: Lingering, capsys: Capture
 ) -> None:
     run = start("0:deaf:2")
-    appeared(run.path / "deaf")
+    lingering(run, 0)
     assert main(["cancel", run.job_id]) == 0
     assert "its ranks write a checkpoint and end" in capsys.readouterr().out
     while run.state().cancelled_s is None:
@@ -282,10 +282,10 @@ def test_resuming_takes_overrides_and_no_job_file(
 
 
 def test_a_job_whose_keeper_and_controller_are_killed_is_shown_as_failed(
-    start: Start, appeared: Appeared, capsys: Capture
+    start: Start, lingering: Lingering, capsys: Capture
 ) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-0")
+    lingering(run, 0, 1, 2)
     state = run.state()
     assert state.controller is not None
     assert state.keeper is not None
@@ -327,10 +327,10 @@ def test_a_log_is_printed_in_whole_lines_while_it_grows(
 
 
 def test_cancel_prints_the_state_as_json(
-    start: Start, appeared: Appeared, capsys: Capture
+    start: Start, lingering: Lingering, capsys: Capture
 ) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-2")
+    lingering(run, 0, 1, 2)
     assert main(["cancel", run.job_id, "--wait", "--json"]) == 0
     printed = capsys.readouterr()
     document = json.loads(printed.out)

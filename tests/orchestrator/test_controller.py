@@ -21,7 +21,6 @@ from trimtab.core.events import (
     JobFinished,
     NodeFound,
     RankExited,
-    RankStarted,
     StepSummarized,
 )
 from trimtab.core.job import JobState, ScriptSpec
@@ -34,18 +33,13 @@ from trimtab.orchestrator.submission import PreparedJob
 
 Start = Callable[..., RunDir]
 Ended = Callable[[RunDir], RunState]
-Appeared = Callable[[Path], Path]
+Lingering = Callable[..., None]
+RankPids = Callable[[RunDir], dict[int, int]]
 
 
 def events(run: RunDir, *kinds: type[AnyEvent]) -> list[AnyEvent]:
     with EventStore.open(run.events) as store:
         return list(store.all(kinds=kinds))
-
-
-def rank_pids(run: RunDir) -> list[int]:
-    """Of the last attempt."""
-    pids = [each.pid for each in events(run, RankStarted) if isinstance(each, RankStarted)]
-    return pids[-run.state().num_ranks :]
 
 
 def decisions(run: RunDir) -> list[tuple[int, str]]:
@@ -146,10 +140,10 @@ def test_what_a_dead_rank_has_started_is_ended_too(start: Start, ended: Ended) -
 
 
 def test_sigterm_cancels_and_the_ranks_write_a_checkpoint(
-    start: Start, ended: Ended, appeared: Appeared
+    start: Start, ended: Ended, lingering: Lingering
 ) -> None:
     run = start("all:slow:5")
-    appeared(run.path / "slow-0")
+    lingering(run, 0, 1, 2)
     owner = run.state().controller
     assert owner is not None
     os.kill(owner.pid, signal.SIGTERM)
@@ -166,10 +160,10 @@ def test_sigterm_cancels_and_the_ranks_write_a_checkpoint(
 
 
 def test_a_second_sigterm_ends_deaf_ranks_at_once(
-    start: Start, ended: Ended, appeared: Appeared
+    start: Start, ended: Ended, lingering: Lingering
 ) -> None:
     run = start("0:deaf:2")
-    appeared(run.path / "deaf")
+    lingering(run, 0)
     owner = run.state().controller
     assert owner is not None
     os.kill(owner.pid, signal.SIGTERM)
@@ -183,16 +177,13 @@ def test_a_second_sigterm_ends_deaf_ranks_at_once(
 
 
 def test_a_rank_that_fails_after_a_cancel_ends_the_wait_for_a_checkpoint(
-    start: Start, ended: Ended, appeared: Appeared
+    start: Start, ended: Ended, lingering: Lingering, rank_pids: RankPids
 ) -> None:
     run = start("0:deaf:2")
-    appeared(run.path / "deaf")
+    lingering(run, 0)
     owner = run.state().controller
     assert owner is not None
-    with EventStore.open(run.events) as store:
-        pids = {
-            e.rank: e.pid for e in store.all(kinds=(RankStarted,)) if isinstance(e, RankStarted)
-        }
+    pids = rank_pids(run)
     os.kill(owner.pid, signal.SIGTERM)
     while "cancelling" not in run.controller_log.read_text():
         time.sleep(0.02)
@@ -208,18 +199,17 @@ def test_a_rank_that_fails_after_a_cancel_ends_the_wait_for_a_checkpoint(
 
 
 def test_a_run_whose_keeper_is_killed_too_is_readable_and_leaves_no_ranks(
-    start: Start, appeared: Appeared
+    start: Start, lingering: Lingering, rank_pids: RankPids
 ) -> None:
     run = start("all:slow:3")
-    for rank in range(3):
-        appeared(run.path / f"slow-{rank}")
+    lingering(run, 0, 1, 2)
     owner, keeper = run.state().controller, run.state().keeper
     assert owner is not None
     assert keeper is not None
     pids = rank_pids(run)
     os.kill(keeper.pid, signal.SIGKILL)
     os.kill(owner.pid, signal.SIGKILL)
-    while any(psutil.pid_exists(pid) for pid in pids):
+    while any(psutil.pid_exists(pid) for pid in pids.values()):
         time.sleep(0.05)
     state = run.observed(time.time())
     assert (state.state, state.reason) == (
@@ -233,13 +223,11 @@ def test_a_run_whose_keeper_is_killed_too_is_readable_and_leaves_no_ranks(
 
 
 def test_the_collector_token_is_in_no_file(
-    start: Start, ended: Ended, appeared: Appeared
+    start: Start, ended: Ended, lingering: Lingering, rank_pids: RankPids
 ) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-0")
-    with EventStore.open(run.events) as store:
-        pid = next(s.event.pid for s in store.read() if isinstance(s.event, RankStarted))
-    token = psutil.Process(pid).environ()["TRIMTAB_COLLECTOR_TOKEN"]
+    lingering(run, 0, 1, 2)
+    token = psutil.Process(rank_pids(run)[0]).environ()["TRIMTAB_COLLECTOR_TOKEN"]
     assert len(token) > 30
     for path in run.path.rglob("*"):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
@@ -320,11 +308,10 @@ def test_a_frozen_rank_is_killed_and_the_job_goes_on(start: Start, ended: Ended)
 
 
 def test_a_job_goes_on_by_itself_when_its_controller_is_killed(
-    start: Start, ended: Ended, appeared: Appeared
+    start: Start, ended: Ended, lingering: Lingering, rank_pids: RankPids
 ) -> None:
     run = start("all:slow:3")
-    for rank in range(3):
-        appeared(run.path / f"slow-{rank}")
+    lingering(run, 0, 1, 2)
     killed, pids = run.state().controller, rank_pids(run)
     assert killed is not None
     os.kill(killed.pid, signal.SIGKILL)
@@ -332,21 +319,21 @@ def test_a_job_goes_on_by_itself_when_its_controller_is_killed(
     assert (state.state, state.attempt, state.num_restarts) == (JobState.SUCCEEDED, 2, 1)
     assert state.controller != killed
     assert steps(run)[-3:] == [4, 5, 6], "the ranks of attempt 1 have saved step 3"
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert not any(psutil.pid_exists(pid) for pid in pids.values())
     assert "goes on after attempt 1, whose controller is gone" in run.controller_log.read_text()
 
 
 def test_a_cancel_reaches_the_controller_that_follows_a_killed_one(
-    start: Start, ended: Ended, appeared: Appeared
+    start: Start, ended: Ended, lingering: Lingering, rank_pids: RankPids
 ) -> None:
     run = start("0:deaf:3")
-    appeared(run.path / "deaf")
-    owner = run.state().controller
+    lingering(run, 0)
+    owner, pids = run.state().controller, rank_pids(run)
     assert owner is not None
     os.kill(owner.pid, signal.SIGTERM)
     while run.state().cancelled_s is None:
         time.sleep(0.02)
-    for pid in (owner.pid, *rank_pids(run)):
+    for pid in (owner.pid, *pids.values()):
         os.kill(pid, signal.SIGKILL)
     state = ended(run)
     assert (state.state, state.attempt) == (JobState.CANCELLED, 2)
@@ -370,10 +357,10 @@ def test_a_pause_ends_with_a_cancel(start: Start, ended: Ended) -> None:
 
 
 def test_a_file_in_the_run_directory_cancels(
-    start: Start, ended: Ended, appeared: Appeared
+    start: Start, ended: Ended, lingering: Lingering
 ) -> None:
     run = start("all:slow:5")
-    appeared(run.path / "slow-0")
+    lingering(run, 0, 1, 2)
     (run.path / "cancel").touch()
     state = ended(run)
     assert state.state is JobState.CANCELLED
@@ -381,9 +368,11 @@ def test_a_file_in_the_run_directory_cancels(
     assert not (run.path / "cancel").exists(), "else a resumed run would be cancelled too"
 
 
-def test_room_is_made_with_a_checkpoint(start: Start, ended: Ended, appeared: Appeared) -> None:
+def test_room_is_made_with_a_checkpoint(
+    start: Start, ended: Ended, lingering: Lingering
+) -> None:
     run = start("all:slow:3", max_restarts=1)
-    appeared(run.path / "slow-0")
+    lingering(run, 0, 1, 2)
     keeper = run.state().keeper
     assert keeper is not None
     os.kill(keeper.pid, signal.SIGUSR2)

@@ -91,7 +91,7 @@ def test_the_forecast_covers_every_step_of_both_runs() -> None:
 @pytest.mark.workers
 def test_the_demo_trains_twice_and_compares(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trimtab.orchestrator.cli.main", "demo", "--json"]
-    command += ["--steps", "4", "--ranks", "2", "--runs-dir", str(tmp_path)]
+    command += ["--steps", "2", "--ranks", "2", "--runs-dir", str(tmp_path)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=dict(os.environ)
     )
@@ -99,7 +99,7 @@ def test_the_demo_trains_twice_and_compares(tmp_path: Path) -> None:
     comparison = json.loads(done.stdout)
     assert comparison["type"] == "Comparison"
     assert comparison["same_batches"]
-    assert comparison["num_common_steps"] == 4
+    assert comparison["num_common_steps"] == 2
     assert comparison["max_loss_difference"] < 1e-3
     for run in (comparison["first"], comparison["second"]):
         assert run["state"] == "succeeded"

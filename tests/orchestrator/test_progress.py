@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 
@@ -16,7 +15,7 @@ from trimtab.orchestrator.rundir import RunDir, RunState
 
 Start = Callable[..., RunDir]
 Ended = Callable[[RunDir], RunState]
-Appeared = Callable[[Path], Path]
+Lingering = Callable[..., None]
 
 
 def followed(run: RunDir, *, terminal: bool = False) -> tuple[int, str]:
@@ -73,10 +72,10 @@ def test_a_finished_run_can_be_followed_too(start: Start, ended: Ended) -> None:
 
 
 def test_a_job_without_keeper_and_controller_ends_the_following(
-    start: Start, appeared: Appeared
+    start: Start, lingering: Lingering
 ) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-0")
+    lingering(run, 0, 1, 2)
     state = run.state()
     assert state.controller is not None
     assert state.keeper is not None
@@ -99,10 +98,11 @@ def test_the_following_goes_on_over_a_restart(start: Start) -> None:
     assert "  rank 1 " not in text  # its failure is over
 
 
-def test_ctrl_c_leaves_the_job_running(start: Start, appeared: Appeared) -> None:
+def test_ctrl_c_leaves_the_job_running(start: Start, lingering: Lingering) -> None:
     run = start("all:slow:3")
     program = (
-        "import sys; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from trimtab.orchestrator.cli.progress import follow\n"
         "from trimtab.orchestrator.rundir import RunDir\n"
         "sys.exit(follow(RunDir(Path(sys.argv[1]))))"
@@ -115,7 +115,7 @@ def test_ctrl_c_leaves_the_job_running(start: Start, appeared: Appeared) -> None
     with follower:
         assert follower.stdout is not None
         assert follower.stdout.readline()
-        appeared(run.path / "slow-0")
+        lingering(run, 0, 1, 2)
         follower.send_signal(signal.SIGINT)
         rest = follower.stdout.read()
     assert follower.returncode == INTERRUPTED
@@ -126,11 +126,12 @@ def test_ctrl_c_leaves_the_job_running(start: Start, appeared: Appeared) -> None
 
 
 def test_ctrl_c_says_what_it_means_to_who_asked_for_the_run(
-    start: Start, appeared: Appeared
+    start: Start, lingering: Lingering
 ) -> None:
     run = start("all:slow:3")
     program = (
-        "import sys; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from trimtab.orchestrator.cli.progress import follow\n"
         "from trimtab.orchestrator.rundir import RunDir\n"
         "sys.exit(follow(RunDir(Path(sys.argv[1])), interrupted='stopped; nothing measured'))"
@@ -143,7 +144,7 @@ def test_ctrl_c_says_what_it_means_to_who_asked_for_the_run(
     with follower:
         assert follower.stdout is not None
         assert follower.stdout.readline()
-        appeared(run.path / "slow-0")
+        lingering(run, 0, 1, 2)
         follower.send_signal(signal.SIGINT)
         rest = follower.stdout.read()
     assert rest.splitlines()[-1] == "stopped; nothing measured"

@@ -6,35 +6,27 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # no stubs in the pinned set
 import pytest
 
 from trimtab.core.errors import InputError, RunDirError
-from trimtab.core.events import RankStarted
 from trimtab.core.job import JobState
 from trimtab.launch import locks
 from trimtab.launch.local import LocalScheduler
-from trimtab.monitor.store import EventStore
 from trimtab.orchestrator import run_lock, submission
 from trimtab.orchestrator.rundir import RunDir, RunState
 
 Start = Callable[..., RunDir]
 Ended = Callable[[RunDir], RunState]
-Appeared = Callable[[Path], Path]
+Lingering = Callable[..., None]
+RankPids = Callable[[RunDir], dict[int, int]]
 RankPrograms = Callable[..., LocalScheduler]
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "WAIT_S", 0.2)
-
-
-def rank_pids(run: RunDir) -> list[int]:
-    with EventStore.open(run.events) as store:
-        events = list(store.all(kinds=(RankStarted,)))
-    return sorted(event.pid for event in events if isinstance(event, RankStarted))
 
 
 def kill_controllers(run: RunDir) -> None:
@@ -46,18 +38,16 @@ def kill_controllers(run: RunDir) -> None:
 
 
 def test_keeper_controller_agent_and_ranks_hold_the_lock_together(
-    start: Start, appeared: Appeared, impatient: None
+    start: Start, lingering: Lingering, rank_pids: RankPids, impatient: None
 ) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-0")
+    lingering(run, 0, 1, 2)
     state = run.state()
     assert state.keeper is not None
     assert state.controller is not None
     (agent,) = psutil.Process(state.controller.pid).children()
-    while len(rank_pids(run)) < 3:
-        time.sleep(0.02)
     owners = [state.keeper.pid, state.controller.pid, agent.pid]
-    expected = tuple(sorted([*owners, *rank_pids(run)]))
+    expected = tuple(sorted([*owners, *rank_pids(run).values()]))
     assert locks.holders(run.lock) == expected
     with (
         pytest.raises(RunDirError, match="kill -9 " + " ".join(map(str, expected))),
@@ -90,14 +80,15 @@ def test_who_waits_for_the_lock_does_not_hold_it(start: Start, ended: Ended) -> 
 
 def test_no_attempt_begins_while_a_rank_of_a_killed_controller_lives(
     start: Start,
-    appeared: Appeared,
+    lingering: Lingering,
     ended: Ended,
     rank_programs: RankPrograms,
+    rank_pids: RankPids,
     impatient: None,
 ) -> None:
     run = start("0:deaf:2")
-    appeared(run.path / "deaf")
-    request = (run.path / "request.json").read_text()
+    lingering(run, 0)
+    request, deaf = (run.path / "request.json").read_text(), rank_pids(run)[0]
     kill_controllers(run)
     ended(run)
     with pytest.raises(RunDirError, match="is still held by the processes") as refusal:
@@ -107,17 +98,17 @@ def test_no_attempt_begins_while_a_rank_of_a_killed_controller_lives(
     listed = re.search(r"kill -9 ([0-9 ]+)$", str(refusal.value))
     assert listed is not None
     pids = {int(pid) for pid in listed[1].split()}
-    assert rank_pids(run)[0] in pids
+    assert deaf in pids
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):  # those it would not wait for end too
             os.kill(pid, signal.SIGKILL)
 
 
 def test_a_new_attempt_waits_for_orphans_that_are_about_to_end(
-    start: Start, appeared: Appeared, ended: Ended, rank_programs: RankPrograms
+    start: Start, lingering: Lingering, ended: Ended, rank_programs: RankPrograms
 ) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-2")
+    lingering(run, 0, 1, 2)
     kill_controllers(run)
     ended(run)
     submission.resume_job(run, scheduler=rank_programs())

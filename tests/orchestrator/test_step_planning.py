@@ -5,7 +5,7 @@ import pytest
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.job import Grouping, JobSpec, StepPlanningSpec
 from trimtab.core.plan import Layout, StepPlan
-from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.core.profile import DegreeBandwidth, RingCosts, StepProfile
 from trimtab.orchestrator.step_planning import StepPlanner, step_planner
 
 PROFILE = StepProfile(
@@ -19,6 +19,15 @@ PROFILE = StepProfile(
     bandwidths=tuple(DegreeBandwidth(degree=d, bytes_per_s=1e9) for d in (2, 3, 4)),
     token_cap=100,
     step_fixed_s=0.5,
+)
+RINGED = replace(
+    PROFILE,
+    ring=RingCosts(
+        quadratic_s=1e-7,
+        bytes_per_token=1e2,
+        bandwidths=tuple(DegreeBandwidth(degree=d, bytes_per_s=1e9) for d in (2, 3)),
+        overlap_fraction=0.5,
+    ),
 )
 PLANNER = StepPlanner(
     profile=PROFILE, num_ranks=4, degrees=(1, 2, 4), grouping="planned", uniform_degree=None
@@ -37,6 +46,28 @@ def job(small_job: JobSpec) -> JobSpec:
 
 def test_degrees_are_those_that_divide_the_heads_and_fit_the_ranks(job: JobSpec) -> None:
     assert step_planner(job, Layout(dp=3)).degrees == (1, 2)
+
+
+def test_a_ring_takes_degrees_that_do_not_divide_the_heads(job: JobSpec) -> None:
+    planner = step_planner(replace(job, profile=RINGED), Layout(dp=3))
+    assert planner.degrees == (1, 2, 3)
+    assert planner.plan([290], step=1).waves[0].groups[0].attention == "ring"
+
+
+def test_probing_gives_each_attention_kind_its_turn() -> None:
+    planner = StepPlanner(
+        profile=RINGED.for_heads(4), num_ranks=4, degrees=(1, 2, 3, 4), grouping="probe",
+        uniform_degree=None,
+    )  # fmt: skip
+    assert [(o.degree, o.attention[0]) for o in planner.probes] == [
+        (1, "u"), (2, "u"), (2, "r"), (3, "r"), (4, "u"),
+    ]  # fmt: skip
+    kinds = [
+        {(g.degree, g.attention[0]) for w in planner.plan([50, 250], step=step).waves
+         for g in w.groups}
+        for step in (6, 7, 8)
+    ]  # fmt: skip
+    assert kinds == [{(2, "u"), (4, "u")}, {(2, "r"), (3, "r")}, {(3, "r")}]
 
 
 def test_a_token_cap_of_the_job_wins_over_the_profiles(job: JobSpec) -> None:

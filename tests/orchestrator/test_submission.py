@@ -37,7 +37,7 @@ from trimtab.orchestrator.submission import (
 Prepare = Callable[..., PreparedJob]
 Start = Callable[..., RunDir]
 Ended = Callable[[RunDir], RunState]
-Appeared = Callable[[Path], Path]
+Lingering = Callable[..., None]
 RankPrograms = Callable[..., LocalScheduler]
 
 HOSTILE_NAMES = [
@@ -259,9 +259,9 @@ def test_a_failed_run_goes_on_from_its_checkpoint_in_the_same_directory(
     assert (run.path / "request-attempt-1.json").exists()
 
 
-def test_a_running_run_is_not_resumed(start: Start, appeared: Appeared) -> None:
+def test_a_running_run_is_not_resumed(start: Start, lingering: Lingering) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-0")
+    lingering(run, 0, 1, 2)
     with pytest.raises(InputError, match=r"is still running; to end it: trimtab cancel local:"):
         prepare_resume(run)
 
@@ -302,9 +302,9 @@ def test_a_run_without_its_folder_of_logs_is_not_resumed(start: Start, ended: En
         prepare_resume(run, ["training.num_steps=4"])
 
 
-def test_cancelling_ends_a_run_once(start: Start, ended: Ended, appeared: Appeared) -> None:
+def test_cancelling_ends_a_run_once(start: Start, ended: Ended, lingering: Lingering) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-2")
+    lingering(run, 0, 1, 2)
     assert cancel_run(run).state is JobState.RUNNING
     assert ended(run).state is JobState.CANCELLED
     assert cancel_run(run).state is JobState.CANCELLED
@@ -321,10 +321,10 @@ def test_a_run_of_another_machine_is_cancelled_there(start: Start, ended: Ended)
 
 
 def test_the_controller_outlives_the_session_that_started_it(
-    start: Start, appeared: Appeared
+    start: Start, lingering: Lingering
 ) -> None:
     run = start("all:slow:3")
-    appeared(run.path / "slow-0")
+    lingering(run, 0, 1, 2)
     state = run.observed(time.time())
     assert state.controller is not None
     assert state.keeper is not None

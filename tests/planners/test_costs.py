@@ -11,12 +11,12 @@ from trimtab.core.rates import Rates
 from trimtab.planners.costs import (
     StepWork,
     analytic_profile,
-    group_degrees,
     group_s,
     price,
     step_s,
     work_counts,
 )
+from trimtab.planners.exchanges import group_degrees
 from trimtab.planners.placement import machine
 
 GptMaker = Callable[..., ModelSpec]

@@ -4,8 +4,7 @@ import pytest
 
 from trimtab.core.pipeline import Pipeline
 from trimtab.core.profile import DegreeBandwidth, StepProfile
-from trimtab.planners.micro_batches import MicroBatches, packing_of
-from trimtab.planners.packing import BatchCosts
+from trimtab.planners.micro_batches import MicroBatches
 from trimtab.planners.sequences import plan_step
 from trimtab.planners.stages import StageCosts
 
@@ -47,21 +46,19 @@ def test_a_finished_plan_takes_what_its_search_said() -> None:
 
 
 def test_balanced_groups_are_of_one_degree_in_whole_rounds() -> None:
-    found = [*micro_batches(Pipeline(pp=3, vpp=2)).balanced(2)]
-    assert found
-    for candidate in found:
-        assert len(candidate.packing) % 3 == 0
-        assert {group.degree for wave in candidate.packing for group in wave} == {2}
+    found = micro_batches(Pipeline(pp=3, vpp=2)).balanced(2)
+    assert found is not None
+    assert len(found.waves) % 3 == 0
+    assert {group.degree for wave in found.waves for group in wave.groups} == {2}
 
 
-def test_a_plan_becomes_the_packing_it_was_made_of() -> None:
+def test_the_waves_of_one_stage_take_as_long_over_all_stages_together() -> None:
     plan = plan_step(LENGTHS, profile=TINY, num_ranks=4, clock=lambda: 0.0)
-    costs = BatchCosts(LENGTHS, profile=TINY, degrees=[1, 2])
-    packing = packing_of(plan.waves, LENGTHS, costs=costs)
-    seconds = [max(group.seconds for group in wave) + TINY.fixed_s for wave in packing]
+    found = micro_batches(Pipeline(pp=3)).candidate(plan.waves, method="heuristic")
+    seconds = [sum(each.forward_s) + sum(each.backward_s) for each in found.times]
     assert sum(seconds) == pytest.approx(plan.step_s)
-    tokens = [sum(group.tokens for group in wave) for wave in packing]
-    assert sum(tokens) == sum(LENGTHS)
+    assert sorted(found.order) == list(range(len(plan.waves)))
+    assert plan.step_s / 3 < found.step_s <= plan.step_s
 
 
 def test_small_batches_are_not_packed_for_more_tokens_than_they_have() -> None:

@@ -143,7 +143,10 @@ def check_groups(packing: Packing, *, costs: BatchCosts, num_ranks: int) -> None
         assert sum(group.degree for group in wave) <= num_ranks
         for group in wave:
             tokens = sum(costs.sizes[size] * count for size, count in group.parts)
-            work = sum(costs.work[group.degree][size] * count for size, count in group.parts)
+            work = sum(
+                costs.work[costs.degrees.index(group.degree)][size] * count
+                for size, count in group.parts
+            )
             assert tokens == group.tokens <= group.degree * costs.token_cap
             assert group.work == pytest.approx(work)
 

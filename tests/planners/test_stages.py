@@ -6,7 +6,9 @@ import pytest
 
 from trimtab.core.errors import InputError
 from trimtab.core.pipeline import Pipeline
-from trimtab.core.profile import StepProfile
+from trimtab.core.plan import SequenceGroup, Wave
+from trimtab.core.profile import DegreeBandwidth, GroupOption, RingCosts, StepProfile
+from trimtab.planners.attention_costs import sharing_costs
 from trimtab.planners.costs import group_s
 from trimtab.planners.packing import OpenGroup
 from trimtab.planners.stages import StageCosts
@@ -44,6 +46,48 @@ def test_stages_add_up_to_the_whole_for_any_group(flexsp_7b: StepProfile) -> Non
         stages = [costs.stage_profile(stage, token_cap=9_000) for stage in range(4)]
         parts = [group_s([7_000, 900], degree, profile=profile) for profile in stages]
         assert sum(parts) == pytest.approx(group_s([7_000, 900], degree, profile=flexsp_7b))
+
+
+RINGS = dataclasses.replace(
+    PROFILE,
+    quadratic_s=0.001,
+    alltoall_bytes_per_token=2.0,
+    bandwidths=(DegreeBandwidth(degree=2, bytes_per_s=10.0, latency_s=0.6),),
+    ring=RingCosts(
+        quadratic_s=0.002,
+        bytes_per_token=3.0,
+        bandwidths=(
+            DegreeBandwidth(degree=2, bytes_per_s=10.0, latency_s=1.2),
+            DegreeBandwidth(degree=3, bytes_per_s=10.0),
+        ),
+        overlap_fraction=0.5,
+    ),
+)
+
+
+@pytest.mark.parametrize("option", RINGS.options)
+def test_a_ring_and_its_latency_are_shared_out_over_the_stages_too(option: GroupOption) -> None:
+    costs = StageCosts(RINGS, Pipeline(pp=3, stage_layers=(2, 4, 6), output_layers=1.5))
+    work = sharing_costs(option, profile=RINGS).group_work([60, 20])
+    times = costs.times([OpenGroup(option.degree, option.attention, work, 80)])
+    for stage in range(3):
+        profile = costs.stage_profile(stage, token_cap=100)
+        own_s = group_s([60, 20], option.degree, profile=profile, attention=option.attention)
+        assert times.forward_s[stage] + times.backward_s[stage] == pytest.approx(own_s)
+
+
+def test_groups_of_a_wave_that_leave_one_node_together_share_its_way_out() -> None:
+    # 60 tokens at degree 2: 6 s fixed, 0.6 s latency, (6 + 3.6) / 2 s, and 12 s / 2 exchanged
+    costs = StageCosts(RINGS, Pipeline(pp=2))
+    for ranks, exchanged_s in (((0, 1), 6.0), ((1, 4), 12.0)):
+        groups = (
+            SequenceGroup(ranks=ranks, sequences=(0,)),
+            SequenceGroup(ranks=(3, 5), sequences=(1,)),
+        )
+        times = costs.placed_times(Wave(groups=groups), [60, 1])
+        both_s = sum(times.forward_s) + sum(times.backward_s)
+        assert both_s == pytest.approx(6.0 + 0.6 + 4.8 + exchanged_s)
+        assert times.tokens == 30
 
 
 def test_a_stage_with_fewer_layers_holds_more_tokens() -> None:

@@ -290,7 +290,7 @@ def main(argv: Sequence[str]) -> int:
     node = os.environ.get(NODE_VARIABLE) or os.environ.get("SLURMD_NODENAME")
     node = node or socket.gethostname()
     try:
-        with locks.open_node_lock(options.run_dir.name, node) as lock:
+        with locks.open_node_lock(options.run_dir, node) as lock:
             _end_leftovers(lock)
             try:
                 _serve(options, node=node, lock=lock)

@@ -8,7 +8,8 @@ from typing import Final
 
 import psutil  # type: ignore[import-untyped]  # it has no types
 
-from trimtab.core.errors import JobFailedError
+from trimtab.core.communicators import RankNetwork
+from trimtab.core.errors import InputError, JobFailedError
 
 INTERFACE_VARIABLES: Final = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Source: torch.distributed's and NCCL's documentation."""
@@ -42,6 +43,23 @@ def interface_of(address: str, addresses: Mapping[str, Sequence[str]]) -> str:
     raise JobFailedError(
         f"node address {address}: no network interface here holds it; there are {there}"
     )
+
+
+def network_environment(network: RankNetwork) -> dict[str, str]:
+    """Variables that bind a rank to the NICs its cluster file names.
+
+    Raises:
+        InputError: This machine has no interface of that name.
+    """
+    there = psutil.net_if_addrs()
+    for interface in (network.interface, network.far_interface):
+        if interface is not None and interface not in there:
+            raise InputError(
+                f"nics.interface: the cluster file names {interface!r} on the nodes of "
+                f"{network.island!r}, but {socket.gethostname()} has "
+                f"{', '.join(sorted(there))}; name one of these, or leave it out"
+            )
+    return network.environment()
 
 
 def own_addresses() -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from trimtab.launch import locks, tether
 from trimtab.launch.agent import NODE_VARIABLE, TOKEN_VARIABLE
 from trimtab.launch.api import AgentOrder, AgentStep, AllocatedNode, Move, SchedulerView
 from trimtab.launch.limits import check_runnable
+from trimtab.launch.nodes import job_networks
 from trimtab.launch.processes import usable_cores
 
 MAX_LOCAL_RANKS: Final = 64
@@ -74,6 +75,7 @@ class LocalScheduler:
             num_nodes=1,
             job=job,
             layout=layout,
+            networks=job_networks(job),
         )
 
     def check(self, request: Request) -> None:
@@ -116,14 +118,14 @@ class LocalScheduler:
 class LocalAllocation:
     """This machine, as the one node of a job."""
 
-    def __init__(self, *, run_id: str, lock_fd: int | None) -> None:
+    def __init__(self, *, run_dir: Path, lock_fd: int | None) -> None:
         """Make it.
 
         Args:
-            run_id: The run's.
+            run_dir: The run directory.
             lock_fd: Locked file of the run, which the agent and its ranks hold open too.
         """
-        self._run_id = run_id
+        self._run_dir = run_dir
         self._lock_fd = lock_fd
         self._node = AllocatedNode(
             name=socket.gethostname(), address=_LOOPBACK, hosts_controller=True
@@ -166,7 +168,7 @@ class LocalAllocation:
             )
         except OSError as error:
             raise JobFailedError(f"the agent could not be started: {error}") from error
-        return _LocalStep(process, run_id=self._run_id, node=self._node.name)
+        return _LocalStep(process, run_dir=self._run_dir, node=self._node.name)
 
     def release(self, node: str) -> None:
         """There is nobody to give it to."""
@@ -182,9 +184,9 @@ class LocalAllocation:
 class _LocalStep:
     """The agent's process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], *, run_id: str, node: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], *, run_dir: Path, node: str) -> None:
         self._process = process
-        self._run_id = run_id
+        self._run_dir = run_dir
         self._node = node
 
     def poll(self) -> str | None:
@@ -195,7 +197,7 @@ class _LocalStep:
         """Ranks that outlive their agent have been asked to end by the kernel, and may save."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
-        with locks.open_node_lock(self._run_id, self._node) as lock:
+        with locks.open_node_lock(self._run_dir, self._node) as lock:
             locks.take_over(lock, grace_s=_ORPHAN_GRACE_S)
 
 

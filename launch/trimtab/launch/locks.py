@@ -6,6 +6,7 @@ together, however they end. It holds within one machine.
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import signal
 import tempfile
@@ -60,15 +61,19 @@ def holders(path: Path) -> tuple[int, ...]:
     )
 
 
-def open_node_lock(run_id: str, node: str) -> BinaryIO:
+def open_node_lock(run_dir: Path, node: str) -> BinaryIO:
     """The file whose lock the one agent of a run on a node holds; of this machine, not shared.
+
+    Runs of two folders may have the same id, so the whole path counts.
 
     Raises:
         OSError: It cannot be made.
     """
     folder = Path(tempfile.gettempdir()) / f"trimtab-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    return (folder / f"{run_id}.{node}.lock").open("ab")
+    path = os.fsencode(run_dir.resolve())
+    digest = hashlib.sha256(path).hexdigest()[:16]
+    return (folder / f"{run_dir.name}.{digest}.{node}.lock").open("ab")
 
 
 def _holds(process: Path, lock: str) -> bool:

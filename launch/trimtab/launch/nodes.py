@@ -1,5 +1,6 @@
-"""How many machines a job's ranks share."""
+"""How many machines a job's ranks share, and which networks they have."""
 
+from trimtab.core.communicators import RankNetwork, cluster_networks
 from trimtab.core.errors import InputError
 from trimtab.core.job import JobSpec, ScriptSpec
 
@@ -26,6 +27,13 @@ def num_nodes(job: JobSpec | ScriptSpec) -> int:
         f"{largest} devices each, shares {job.num_ranks} ranks evenly; choose another "
         "num_ranks, or set num_nodes"
     )
+
+
+def job_networks(job: JobSpec | ScriptSpec) -> tuple[RankNetwork, ...]:
+    """What a job's ranks are told about their NICs; a script's own ranks: nothing."""
+    if isinstance(job, ScriptSpec):
+        return ()
+    return cluster_networks(job.cluster, job.num_ranks)
 
 
 def _num_nodes_with(job: JobSpec, *, devices: int) -> int:

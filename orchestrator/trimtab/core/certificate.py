@@ -5,6 +5,8 @@
 
 from dataclasses import dataclass
 
+from trimtab.core.profile import AttentionKind
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaveSplit:
@@ -18,7 +20,7 @@ class WaveSplit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupPrice:
-    """What a group of `degree` ranks pays for what it holds, in a wave of one class."""
+    """What a group of `degree` ranks and a kind pays for what it holds, in waves of a class."""
 
     wave_class: int
     degree: int
@@ -31,6 +33,7 @@ class GroupPrice:
     big_work_s: float
     """Seconds for a sequence of more than half the work that the longest wave of the class
     leaves the group time for."""
+    attention: AttentionKind = "ulysses"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from trimtab.core import checks
 from trimtab.core.cluster import PRECISIONS, ClusterSpec, Precision
+from trimtab.core.communicators import RankNetwork
 from trimtab.core.errors import InputError
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
@@ -374,6 +375,8 @@ class Request:
     job: JobSpec | ScriptSpec
     layout: Layout | None
     """The layout that runs: the job's own, or dp = `num_ranks`. None: a script has its own."""
+    networks: tuple[RankNetwork, ...] = ()
+    """What the ranks are told about their NICs; none: they find their own way."""
     submission: str = ""
     """What the scheduler is given: an sbatch script, or a Ray job as JSON; local: nothing."""
 

@@ -25,7 +25,7 @@ def allocation_of(
         case "local":
             from trimtab.launch.local import LocalAllocation
 
-            return LocalAllocation(run_id=run.job_id, lock_fd=lock_fd)
+            return LocalAllocation(run_dir=run.path, lock_fd=lock_fd)
         case "slurm":
             from trimtab.launch.slurm.allocation import SlurmAllocation
 

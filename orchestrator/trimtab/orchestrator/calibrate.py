@@ -1,8 +1,8 @@
 """Step coefficients measured where the job will run: a short real run, and a fit to its groups.
 
 The probing run trains the job's own model on its own documents for a few steps, each with
-another smallest degree, so that groups of every degree and many sizes are timed. Any finished
-run can be fitted the same way.
+another smallest degree or attention kind, so that groups of every degree, of both kinds and of
+many sizes are timed. Any finished run can be fitted the same way.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,16 +18,16 @@ from trimtab.core.profile import StepProfile
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator.rundir import RunDir
 from trimtab.orchestrator.step_planning import step_planner
-from trimtab.planners.calibration import (
-    GroupSample,
+from trimtab.planners.costs import analytic_profile
+from trimtab.planners.group_fitting import GroupSample
+from trimtab.planners.profile_fitting import (
     fit_profile,
     median_error,
     wave_samples,
 )
-from trimtab.planners.costs import analytic_profile
 
 _ROUNDS = 3
-"""How often each smallest degree has its turn."""
+"""How often each smallest degree of each kind has its turn."""
 _WARM_UP_STEPS = 2
 """Steps left out of the fit: allocations, first communication on each group."""
 _NOMINAL_FLOP_PER_S = 1e11
@@ -51,15 +51,18 @@ def probing_job(job: JobSpec) -> JobSpec:
         InputError: The layout has one rank only, or cannot be run.
     """
     layout = job.layout or Layout(dp=job.num_ranks)
+    profile = nominal = _nominal_profile(job, layout)
+    if job.profile is not None:
+        profile = replace(job.profile, ring=job.profile.ring or nominal.ring)
     probe = replace(
         job,
         name=f"calibrate-{job.name}",
         layout=layout,
-        profile=job.profile or _nominal_profile(job, layout),
+        profile=profile,
         step_planning=replace(job.step_planning, grouping="probe"),
         checkpoint=CheckpointSpec(start_from=job.checkpoint.start_from),
     )
-    num_steps = _WARM_UP_STEPS + _ROUNDS * len(step_planner(probe, layout).degrees)
+    num_steps = _WARM_UP_STEPS + _ROUNDS * len(step_planner(probe, layout).probes)
     training = replace(job.training, num_steps=num_steps, evaluate_every_steps=0)
     return replace(probe, training=training)
 
@@ -79,6 +82,7 @@ def fit_run(run: RunDir) -> Calibration:
             f"{run.handle}: expected more than {_WARM_UP_STEPS} finished steps to fit, got none"
         )
     planner = step_planner(job, layout)
+    ring = planner.profile.ring
     profile = fit_profile(
         samples,
         name=f"{job.model.name} on {job.cluster.name}",
@@ -86,6 +90,7 @@ def fit_run(run: RunDir) -> Calibration:
         gpus_per_node=min(job.num_ranks, job.cluster.nodes[0].gpus_per_node),
         token_cap=planner.profile.token_cap,
         alltoall_bytes_per_token=planner.profile.alltoall_bytes_per_token,
+        ring_bytes_per_token=ring.bytes_per_token if ring else 0.0,
         step_fixed_s=_step_fixed_s(events),
         source=f"measured over {len(samples)} groups of {run.handle}",
     )

@@ -49,6 +49,9 @@ class NicSection:
     gbit_per_s: float
     latency_us: float
     count: int = 1
+    devices: tuple[str, ...] = ()
+    gid_index: int | None = None
+    interface: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +64,17 @@ class NodeSection:
     nics: tuple[NicSection, ...]
     count: int = 1
     island: str = "main"
+    measured_tflop_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IslandLinkSection:
-    """What two islands reach each other with, in GB/s and microseconds."""
+    """What two islands reach each other with, in GB/s and microseconds; or one way of it."""
 
     islands: tuple[str, str]
     gb_per_s: float
     latency_us: float
+    one_way: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +119,11 @@ def _node(document: Any, *, path: str) -> NodeSpec:
     rest = _mapping(document, path=path)
     _check_keys(rest, NodeSection, apart="gpu", path=path)
     gpu = _gpu(_required(rest, "gpu", path=path), path=f"{path}.gpu")
+    if isinstance(rest.get("island"), list):
+        raise InputError(
+            f"{path}.island: expected one island, got {shown(rest['island'])}; islands do not "
+            "overlap, so list these nodes under one of them and give it links to the others"
+        )
     section = serde.from_fields(NodeSection, rest, path=path)
     checks.whole_number(f"{path}.count", section.count)
     checks.whole_number(f"{path}.gpus_per_node", section.gpus_per_node)
@@ -128,7 +138,15 @@ def _node(document: Any, *, path: str) -> NodeSpec:
             _nic(nic, path=f"{path}.nics[{index}]") for index, nic in enumerate(section.nics)
         ),
         island=section.island,
+        measured_flop_per_s=None
+        if section.measured_tflop_per_s is None
+        else _tflop(section.measured_tflop_per_s, path=f"{path}.measured_tflop_per_s"),
     )
+
+
+def _tflop(value: float, *, path: str) -> float:
+    checks.positive(path, value)
+    return value * units.TFLOP
 
 
 def _gpu(document: Any, *, path: str) -> GpuSpec:
@@ -169,12 +187,17 @@ def _nic(section: NicSection, *, path: str) -> NicSpec:
         count=section.count,
         bytes_per_s=section.gbit_per_s * units.GBIT,
         latency_s=section.latency_us * units.US,
+        devices=section.devices,
+        gid_index=section.gid_index,
+        interface=section.interface,
     )
 
 
 def _island_link(section: IslandLinkSection, *, path: str) -> IslandLink:
     link = LinkSection(gb_per_s=section.gb_per_s, latency_us=section.latency_us)
-    return IslandLink(islands=section.islands, link=_link(link, path=path))
+    return IslandLink(
+        islands=section.islands, link=_link(link, path=path), one_way=section.one_way
+    )
 
 
 def _mapping(value: Any, *, path: str) -> dict[str, Any]:
@@ -199,3 +222,71 @@ def _required(rest: dict[str, Any], key: str, *, path: str) -> Any:
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
+
+
+def cluster_document(cluster: ClusterSpec) -> dict[str, Any]:
+    """The document of a cluster in datasheet units, which `cluster_from_document` reads."""
+    document: dict[str, Any] = {"name": cluster.name}
+    if cluster.source:
+        document["source"] = cluster.source
+    document["nodes"] = [_node_document(node) for node in cluster.nodes]
+    if cluster.links:
+        document["links"] = [
+            {"islands": list(entry.islands), **_link_document(entry.link)}
+            | ({"one_way": True} if entry.one_way else {})
+            for entry in cluster.links
+        ]
+    return document
+
+
+def _node_document(node: NodeSpec) -> dict[str, Any]:
+    gpu = node.gpu
+    described: dict[str, Any] = {
+        "name": gpu.name,
+        "memory_gib": gpu.memory_bytes / units.GIB,
+        "memory_gb_per_s": _rounded(gpu.memory_bytes_per_s / units.GB),
+    }
+    if gpu.peaks:
+        described["peak_tflop_per_s"] = {
+            peak.precision: _rounded(peak.flop_per_s / units.TFLOP) for peak in gpu.peaks
+        }
+    document: dict[str, Any] = {
+        "name": node.name,
+        "count": node.count,
+        "gpus_per_node": node.gpus_per_node,
+        "island": node.island,
+        "gpu": described,
+        "intra_node": _link_document(node.intra_node),
+        "nics": [_nic_document(nic) for nic in node.nics],
+    }
+    if node.measured_flop_per_s is not None:
+        document["measured_tflop_per_s"] = _rounded(node.measured_flop_per_s / units.TFLOP)
+    return document
+
+
+def _link_document(link: Link) -> dict[str, float]:
+    return {
+        "gb_per_s": _rounded(link.bytes_per_s / units.GB),
+        "latency_us": _rounded(link.latency_s / units.US),
+    }
+
+
+def _rounded(value: float) -> float:
+    """To six digits, which is more than a measurement has."""
+    return float(f"{value:.6g}")
+
+
+def _nic_document(nic: NicSpec) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "kind": nic.kind,
+        "count": nic.count,
+        "gbit_per_s": _rounded(nic.bytes_per_s / units.GBIT),
+        "latency_us": _rounded(nic.latency_s / units.US),
+    }
+    if nic.devices:
+        document["devices"] = list(nic.devices)
+    if nic.gid_index is not None:
+        document["gid_index"] = nic.gid_index
+    if nic.interface is not None:
+        document["interface"] = nic.interface
+    return document

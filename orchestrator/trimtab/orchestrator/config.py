@@ -37,7 +37,7 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
 from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions, StageOptions
-from trimtab.orchestrator.cluster_file import cluster_from_document
+from trimtab.orchestrator.cluster_file import cluster_document, cluster_from_document
 from trimtab.orchestrator.file_text import read_text, values_as_written
 from trimtab.orchestrator.hf_config import MODEL_TYPES, is_hf_config, model_from_hf_config
 from trimtab.planners.calibration import profile_from_document
@@ -102,6 +102,12 @@ def load_cluster(path: str | Path) -> ClusterSpec:
     document = read_mapping(path)
     with placed(path):
         return cluster_from_document(document)
+
+
+def cluster_text(cluster: ClusterSpec) -> str:
+    """A cluster as its file reads."""
+    text: str = yaml.safe_dump(cluster_document(cluster), sort_keys=False, width=96)
+    return text
 
 
 def load_model(path: str | Path) -> ModelSpec:

@@ -23,8 +23,8 @@ from trimtab.core.plan import StepPlan
 from trimtab.core.profile import StepProfile
 from trimtab.launch.plans import MeasuredStep, PlanAnswer, Refinement
 from trimtab.orchestrator.step_planning import StepPlanner
-from trimtab.planners.calibration import (
-    GroupSample,
+from trimtab.planners.group_fitting import GroupSample
+from trimtab.planners.profile_fitting import (
     median_error,
     refine_profile,
     wave_samples,
@@ -193,6 +193,7 @@ def main() -> None:
     planner = serde.from_json(StepPlanner, sys.stdin.readline())
     samples: deque[GroupSample] = deque(maxlen=_MOST_SAMPLES)
     refined: Refinement | None = None
+    made: dict[tuple[int, ...], None] = {}
     for line in sys.stdin:
         question = json.loads(line)
         if "samples" in question:
@@ -202,7 +203,10 @@ def main() -> None:
             continue
         answer: dict[str, Any] = {"step": question["step"]}
         try:
-            plan = planner.plan(question["lengths"], step=question["step"])
+            # With no time limit, a plan depends on its batch alone: a resumed run repeats it.
+            existing = tuple(made) if planner.time_limit_s else ()
+            plan = planner.plan(question["lengths"], step=question["step"], existing=existing)
+            made |= {group.ranks: None for wave in plan.waves for group in wave.groups}
             answer["plan"] = serde.to_document(plan)
             if refined is not None:
                 answer["refined"], refined = serde.to_document(refined), None

@@ -15,7 +15,7 @@ from trimtab.core.pipeline import PipelinePlan
 from trimtab.core.plan import Forecast, JobPlan, Layout, StepPlan, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import MS
-from trimtab.planners.costs import group_s
+from trimtab.planners.rank_blocks import placed_seconds
 
 _Document = dict[str, Any]
 
@@ -44,7 +44,18 @@ def plan_document(job: JobSpec, job_plan: JobPlan, *, batch_note: str) -> _Docum
             for rejected in job_plan.rejected
         ],
         "reason": job_plan.reason,
+        "islands": None if job_plan.islands is None else _islands_document(job_plan),
+        "communicators": [_fields(settings) for settings in job_plan.communicators],
     }
+
+
+def _islands_document(job_plan: JobPlan) -> _Document:
+    islands = job_plan.islands
+    assert islands is not None
+    document = _fields(islands)
+    for baseline, entry in zip(islands.baselines, document["baselines"], strict=True):
+        entry["layout"] = layout_document(baseline.layout)
+    return document | {"gap": islands.gap_fraction(job_plan.forecast.step_s)}
 
 
 def layout_document(layout: Layout) -> _Document:
@@ -163,15 +174,16 @@ def _wave_document(
     wave: Wave, *, lengths: Sequence[int], profile: StepProfile, first_line: int
 ) -> _Document:
     groups: list[_Document] = []
-    for group in wave.groups:
-        group_lengths = [lengths[sequence] for sequence in group.sequences]
+    times_s = placed_seconds(wave, lengths, profile=profile)
+    for group, group_s in zip(wave.groups, times_s, strict=True):
         groups.append(
             {
                 "degree": group.degree,
+                "attention": group.attention,
                 "ranks": list(group.ranks),
                 "sequences": [first_line + sequence for sequence in group.sequences],
-                "tokens": sum(group_lengths),
-                "time_ms": group_s(group_lengths, group.degree, profile=profile) / MS,
+                "tokens": sum(lengths[sequence] for sequence in group.sequences),
+                "time_ms": group_s / MS,
             }
         )
     return {"time_ms": max(group["time_ms"] for group in groups), "groups": groups}

@@ -16,9 +16,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from trimtab.core import serde
+from trimtab.core.communicators import network_of
 from trimtab.core.errors import ExitCode, TrimtabError
 from trimtab.core.events import Alert
 from trimtab.core.job import Request
+from trimtab.launch.interfaces import network_environment
 from trimtab.launch.rank_environment import STORE_FD_VARIABLE
 from trimtab.launch.warm import WARM_FLAG, await_order
 
@@ -105,6 +107,8 @@ def _run(
     request: Request, *, rank: int, run_dir: Path, telemetry: "Telemetry", stop: StopSignal
 ) -> None:
     job, layout = request.training
+    if request.networks:
+        os.environ.update(network_environment(network_of(rank, request.networks)))
     plans = None
     if rank == 0:  # the others import no planner
         from trimtab.orchestrator.plan_ahead import PlanAhead
@@ -125,6 +129,7 @@ def _run(
                 local_rank=int(os.environ["LOCAL_RANK"]),
                 rendezvous=os.environ["TRIMTAB_RENDEZVOUS"],
                 store_fd=int(fd) if (fd := os.environ.get(STORE_FD_VARIABLE)) else None,
+                networks=request.networks,
             ),
             run_dir=run_dir,
             plans=plans,

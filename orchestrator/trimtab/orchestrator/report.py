@@ -30,14 +30,13 @@ from trimtab.core.events import (
 from trimtab.core.job import Grouping, JobHandle, Request
 from trimtab.core.model import MFU_FORMULA, mfu
 from trimtab.core.plan import JobPlan, TimePart
-from trimtab.core.profile import StepProfile
+from trimtab.core.profile import AttentionKind, StepProfile
 from trimtab.core.units import flop_rate_text
 from trimtab.monitor.store import EventStore
 from trimtab.orchestrator.report_steps import StepsTaken
 from trimtab.orchestrator.rundir import RunDir
 from trimtab.orchestrator.step_planning import step_planner
-from trimtab.planners.calibration import wave_samples
-from trimtab.planners.costs import group_s
+from trimtab.planners.profile_fitting import predicted_s, wave_samples
 
 _REPORTED: Final = (
     AttemptStarted,
@@ -101,9 +100,10 @@ class TimeSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupErrors:
-    """Groups of one degree, each predicted by the coefficients in force at its step."""
+    """Groups of a degree and kind, predicted by the coefficients in force at their step."""
 
     degree: int
+    attention: AttentionKind
     num_groups: int
     ratio: float
     """Median of predicted / measured."""
@@ -369,23 +369,24 @@ def _group_errors(steps: StepsTaken, profile: StepProfile | None) -> tuple[Group
     waves_s: dict[int, dict[int, tuple[float, ...]]] = {}
     for (step, rank), event in steps.rank_steps.items():
         waves_s.setdefault(step, {})[rank] = event.waves_s
-    ratios: dict[int, list[float]] = {}
+    ratios: dict[tuple[int, AttentionKind], list[float]] = {}
     for step in sorted(steps.measured & steps.plans.keys()):
         in_force = steps.refined.get(step, profile)
         if in_force is None:
             continue
         planned = steps.plans[step]
         for sample in wave_samples(planned.plan, planned.lengths, waves_s.get(step, {})):
-            predicted_s = group_s(sample.lengths, sample.degree, profile=in_force)
-            ratios.setdefault(sample.degree, []).append(predicted_s / sample.seconds)
+            ratio = predicted_s(sample, profile=in_force) / sample.seconds
+            ratios.setdefault((sample.degree, sample.attention), []).append(ratio)
     return tuple(
         GroupErrors(
             degree=degree,
+            attention=attention,
             num_groups=len(each),
             ratio=median(each),
             error_fraction=median(abs(ratio - 1) for ratio in each),
         )
-        for degree, each in sorted(ratios.items())
+        for (degree, attention), each in sorted(ratios.items())
     )
 
 

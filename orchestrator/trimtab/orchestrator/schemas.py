@@ -17,6 +17,7 @@ from trimtab.core.plan import (
     PLAN_METHODS,
     RECOMPUTES,
 )
+from trimtab.core.profile import ATTENTION_KINDS
 from trimtab.core.serde import SCHEMA_VERSION
 
 _Schema = dict[str, Any]
@@ -117,6 +118,53 @@ _FORECAST = _object(
     }
 )
 
+_ISLANDS = _object(
+    {
+        "stages": _list(
+            _object(
+                {
+                    "stage": _INDEX,
+                    "num_layers": _COUNT,
+                    "islands": _described(
+                        _list(_TEXT, at_least=1), "several where its dp ranks are spread"
+                    ),
+                    "num_ranks": _COUNT,
+                    "micro_batch_s": _described(_AMOUNT, "forward and backward"),
+                }
+            ),
+            at_least=1,
+        ),
+        "lower_bound_s": _described(
+            _AMOUNT, "no layout and no placement is shorter by the same forecast"
+        ),
+        "num_layouts": _described(_COUNT, "how many were looked at"),
+        "baselines": _described(
+            _list(
+                _object(
+                    {
+                        "name": _TEXT,
+                        "layout": _LAYOUT,
+                        "step_s": _AMOUNT,
+                        "is_tight": {"type": "boolean"},
+                    }
+                )
+            ),
+            "what simpler rules make of the same job",
+        ),
+        "gap": _described(_AMOUNT, "step_s / lower_bound_s - 1"),
+    }
+)
+
+_COMMUNICATOR = _object(
+    {
+        "group": _TEXT,
+        "ranks": _list(_INDEX, at_least=1),
+        "transport": {"enum": ["IB", "Socket"]},
+        "interface": _nullable(_TEXT, "of sockets; null: each node's own"),
+        "reason": _TEXT,
+    }
+)
+
 PLAN_SCHEMA: _Schema = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "trimtab plan --json",
@@ -133,6 +181,7 @@ PLAN_SCHEMA: _Schema = {
                 {
                     "rank_nodes": _described(_list(_TEXT, at_least=1), "node of every rank"),
                     "stage_layers": _described(_list(_COUNT, at_least=1), "layers by stage"),
+                    "rank_gpus": _described(_list(_INDEX), "GPU of its node, of every rank"),
                 }
             ),
             "forecast": _FORECAST,
@@ -142,14 +191,23 @@ PLAN_SCHEMA: _Schema = {
             ),
             "rejected": _list(_object({"layout": _LAYOUT, "reason": _TEXT})),
             "reason": _TEXT,
+            "islands": _nullable(
+                _ISLANDS, "of a cluster of several islands or kinds of GPUs; null: of one"
+            ),
+            "communicators": _described(
+                _list(_COMMUNICATOR), "what each group of ranks is told about its network"
+            ),
         },
         description="Times in seconds, sizes in bytes.",
     ),
 }
 
+_ATTENTION: _Schema = {"enum": list(ATTENTION_KINDS)}
+
 _GROUP = _object(
     {
         "degree": _described(_COUNT, "number of ranks"),
+        "attention": _described(_ATTENTION, "how its ranks share attention; 1 has no need to"),
         "ranks": _described(
             {**_list(_INDEX, at_least=1), "uniqueItems": True}, "ascending, 0 to num_gpus - 1"
         ),
@@ -178,6 +236,7 @@ _GROUP_PRICE = _object(
         "work": _described(_AMOUNT, "seconds a rank-second of work"),
         "big_tokens_s": _described(_AMOUNT, "for a sequence of over half a group's tokens"),
         "big_work_s": _described(_AMOUNT, "for one of over half a group's work"),
+        "attention": _ATTENTION,
     }
 )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from trimtab.core.errors import InputError
 from trimtab.core.job import Grouping, JobSpec
 from trimtab.core.plan import Layout, StepPlan, Wave
-from trimtab.core.profile import StepProfile
+from trimtab.core.profile import AttentionKind, GroupOption, StepProfile
 from trimtab.orchestrator.rate_books import stack_of
 from trimtab.planners.costs import analytic_profile
 from trimtab.planners.sequences import plan_step, uniform_step
@@ -21,14 +21,30 @@ class StepPlanner:
     num_ranks: int
     """The dp * cp ranks that groups are formed over."""
     degrees: tuple[int, ...]
-    """Degrees that the model's heads allow."""
+    """Degrees of the profile that there are ranks for."""
     grouping: Grouping
     uniform_degree: int | None
     time_limit_s: float = 0.0
     """How long a plan is improved; 0: plans do not depend on how fast the machine is."""
 
-    def plan(self, lengths: Sequence[int], *, step: int) -> StepPlan:
+    @property
+    def probes(self) -> tuple[GroupOption, ...]:
+        """The degrees and attention kinds that probing plans begin with, in turn."""
+        return tuple(o for o in self.profile.options if o.degree in self.degrees)
+
+    def plan(
+        self,
+        lengths: Sequence[int],
+        *,
+        step: int,
+        existing: Sequence[tuple[int, ...]] = (),
+    ) -> StepPlan:
         """The plan of a step.
+
+        Args:
+            lengths: Tokens of every sequence.
+            step: Number of the step; probing goes by it.
+            existing: Rank sets that communicators exist for.
 
         Raises:
             InfeasibleError: A sequence is longer than any group can hold.
@@ -37,7 +53,7 @@ class StepPlanner:
             degree = self.uniform_degree or self._least_degree(max(lengths))
             return self._uniform(lengths, degree=degree)
         if self.grouping == "probe":
-            return self._probe(lengths, smallest=self.degrees[step % len(self.degrees)])
+            return self._probe(lengths, first=self.probes[step % len(self.probes)])
         plan = plan_step(
             lengths,
             profile=self.profile,
@@ -45,6 +61,7 @@ class StepPlanner:
             clock=time.perf_counter,
             degrees=self.degrees,
             time_limit_s=self.time_limit_s,
+            existing=existing,
         )
         return replace(plan, certificate=None)  # ranks that run it have no use for it
 
@@ -53,17 +70,29 @@ class StepPlanner:
         plan = self._uniform(lengths, degree=self._least_degree(max(lengths)))
         return replace(plan, method="fallback")
 
-    def _probe(self, lengths: Sequence[int], *, smallest: int) -> StepPlan:
-        """Each sequence in groups of the least degree from `smallest` that holds it."""
+    def _probe(self, lengths: Sequence[int], *, first: GroupOption) -> StepPlan:
+        """Each sequence in groups of the least degree from the first that holds it.
+
+        Of the first's attention kind, unless that has no degree that holds the longest.
+        """
+        profile = self.profile
+        if first.degree > 1:
+            of_kind = _of_kind(profile, first.attention)
+            widest = max(d for d in of_kind.degrees if d in self.degrees)
+            if max(lengths) <= widest * profile.token_cap:
+                profile = of_kind
+        degrees = [d for d in profile.degrees if d in self.degrees and d >= first.degree]
         plans: list[StepPlan] = []
-        for degree in self.degrees[self.degrees.index(smallest) :]:
+        for degree in degrees:
             members = [
                 index
                 for index, length in enumerate(lengths)
-                if degree == self._least_degree(length, smallest=smallest)
+                if degree == self._least_degree(length, degrees=degrees)
             ]
             if members:
-                part = self._uniform([lengths[index] for index in members], degree=degree)
+                part = self._uniform(
+                    [lengths[index] for index in members], degree=degree, profile=profile
+                )
                 plans.append(_renumbered(part, members))
         return StepPlan(
             waves=tuple(wave for plan in plans for wave in plan.waves),
@@ -73,24 +102,32 @@ class StepPlanner:
             lower_bound_s=max(plan.lower_bound_s for plan in plans),
             method="probe",
             solve_s=sum(plan.solve_s for plan in plans),
-            reason=f"measures what groups of {smallest} and more ranks cost",
+            reason=f"measures what groups of {first.degree} and more ranks cost"
+            + (f" with {first.attention} attention" if first.degree > 1 else ""),
         )
 
-    def _least_degree(self, length: int, *, smallest: int = 1) -> int:
+    def _least_degree(self, length: int, *, degrees: Sequence[int] | None = None) -> int:
         """The least degree that holds a sequence; the largest where none does."""
-        return next(
-            (d for d in self.degrees if d >= smallest and length <= d * self.profile.token_cap),
-            self.degrees[-1],
-        )
+        degrees = degrees or self.degrees
+        return next((d for d in degrees if length <= d * self.profile.token_cap), degrees[-1])
 
-    def _uniform(self, lengths: Sequence[int], *, degree: int) -> StepPlan:
+    def _uniform(
+        self, lengths: Sequence[int], *, degree: int, profile: StepProfile | None = None
+    ) -> StepPlan:
         return uniform_step(
             lengths,
-            profile=self.profile,
+            profile=profile or self.profile,
             num_ranks=self.num_ranks,
             degree=degree,
             clock=time.perf_counter,
         )
+
+
+def _of_kind(profile: StepProfile, attention: AttentionKind) -> StepProfile:
+    """`profile` with groups of one attention kind only."""
+    if attention == "ulysses":
+        return replace(profile, ring=None)
+    return replace(profile, bandwidths=())
 
 
 def step_planner(job: JobSpec, layout: Layout) -> StepPlanner:
@@ -110,17 +147,14 @@ def step_planner(job: JobSpec, layout: Layout) -> StepPlanner:
     if job.step_planning.token_cap is not None:
         profile = replace(profile, token_cap=job.step_planning.token_cap)
     heads = job.model.num_heads // layout.tp
-    degrees = tuple(
-        degree
-        for degree in profile.degrees
-        if heads % degree == 0 and degree <= layout.group_ranks
-    )
+    profile = profile.for_heads(heads)
+    degrees = tuple(degree for degree in profile.degrees if degree <= layout.group_ranks)
     uniform_degree = job.step_planning.uniform_degree
     if uniform_degree is not None and uniform_degree not in degrees:
         raise InputError(
             f"step_planning.uniform_degree: expected one of {list(degrees)} (in the profile, "
-            f"dividing the model's {heads} heads, not above {layout.group_ranks} ranks), got "
-            f"{uniform_degree}"
+            f"dividing the model's {heads} heads unless in a ring, not above "
+            f"{layout.group_ranks} ranks), got {uniform_degree}"
         )
     return StepPlanner(
         profile=profile,

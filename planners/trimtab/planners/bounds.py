@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,8 @@ from trimtab.core import checks
 from trimtab.core.certificate import BoundCertificate, BoundLeaf, GroupPrice, WaveSplit
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.profile import StepProfile
-from trimtab.planners.costs import group_s, token_s
+from trimtab.planners.attention_costs import sharing_costs
+from trimtab.planners.costs import group_s
 
 _Array = NDArray[np.float64]
 
@@ -75,8 +76,9 @@ def area_bound_s(
     """A time that no step plan for `lengths` can be shorter than.
 
     Let a plan have W waves of times T_w, and let F be `fixed_s`. Write a group's time as
-    F + work / d, so that work is in rank-seconds and is the sum over its sequences of what each
-    costs at degree d, which is at least its cost c at its cheapest degree that holds it.
+    F + work / d, so that work is in rank-seconds and is at least the sum over its sequences of
+    what each costs at its degree and attention kind, which is at least the cost c at its
+    cheapest degree and kind that hold it. (Latencies and worse places only add to it.)
 
     1. Area. Every group of wave w has work <= d (T_w - F), and the groups' ranks are disjoint,
        so the work of the wave is at most N (T_w - F). Summed over waves, the sum of all c is
@@ -96,18 +98,19 @@ def area_bound_s(
     usable = usable_degrees(profile=profile, num_ranks=num_ranks, degrees=degrees)
     check_lengths(lengths, profile=profile, degrees=usable)
     sizes = np.asarray(lengths, dtype=np.float64)
-    per_token_s = np.full(len(sizes), np.inf)
-    for degree in usable:
-        slope = token_s(degree, profile=profile)
-        holds = sizes <= degree * profile.token_cap
-        per_token_s = np.where(holds, np.minimum(per_token_s, slope), per_token_s)
-    work_s = float((profile.quadratic_s * sizes + per_token_s) @ sizes)
+    options = [option for option in profile.options if option.degree in usable]
+    least_s = np.full(len(sizes), np.inf)
+    for option in options:
+        costs = sharing_costs(option, profile=profile)
+        holds = sizes <= option.degree * profile.token_cap
+        least_s = np.where(holds, np.minimum(least_s, costs.works(sizes)), least_s)
+    work_s = float(least_s.sum())
     waves = num_waves_at_least(lengths, wave_tokens=num_ranks * profile.token_cap)
     longest = max(lengths)
     longest_s = min(
-        group_s([longest], d, profile=profile)
-        for d in usable
-        if longest <= d * profile.token_cap
+        group_s([longest], option.degree, profile=profile, attention=option.attention)
+        for option in options
+        if longest <= option.degree * profile.token_cap
     )
     area_s = work_s / num_ranks + waves * profile.fixed_s
     return profile.step_fixed_s + max(area_s, longest_s + (waves - 1) * profile.fixed_s)
@@ -126,8 +129,10 @@ class BoundTerms:
     Attributes:
         sizes: The different lengths, longest first, in tokens; shape [S].
         counts: How many sequences of each; shape [S].
-        work: Rank-seconds of a sequence of each size at each degree; shape [degrees, S].
-        holds: Whether a group of the degree holds the size; shape [degrees, S].
+        options: Degrees and attention kinds of groups.
+        degrees: The degree of each option.
+        work: Rank-seconds of a sequence of each size at each option; shape [options, S].
+        holds: Whether a group of the option holds the size; shape [options, S].
         fastest_s: Time of a sequence of each size alone at its fastest degree; shape [S].
         step_s: Time of the waves, fixed times included, of the plan that is to be beaten.
         num_waves: Shorter plans have at least so many waves; more than sizes tell, if given.
@@ -147,14 +152,18 @@ class BoundTerms:
         sizes, counts = np.unique(np.asarray(lengths, dtype=np.float64), return_counts=True)
         self.sizes: _Array = sizes[::-1]
         self.counts: _Array = counts[::-1].astype(np.float64)
-        self.degrees, self.num_ranks = tuple(degrees), num_ranks
+        self.options = tuple(o for o in profile.options if o.degree in set(degrees))
+        self.degrees = tuple(option.degree for option in self.options)
+        self.num_ranks = num_ranks
         self.token_cap, self.fixed_s = profile.token_cap, profile.fixed_s
-        per_token_s = [token_s(degree, profile=profile) for degree in degrees]
-        quadratic_s = profile.quadratic_s * self.sizes**2
-        self.work: _Array = quadratic_s + np.outer(per_token_s, self.sizes)
+        costs = [sharing_costs(option, profile=profile) for option in self.options]
+        self.work: _Array = np.stack([cost.works(self.sizes) for cost in costs])
+        opening = np.array([[cost.opening_s] for cost in costs])
         ranks = np.array(self.degrees, dtype=np.float64)[:, None]
+        self._ranks = ranks
+        self._is_over_half = 2 * self.sizes > ranks * self.token_cap
         self.holds = self.sizes <= ranks * self.token_cap
-        alone_s = np.where(self.holds, self.work / ranks, np.inf)
+        alone_s = np.where(self.holds, (opening + self.work) / ranks, np.inf)
         self.fastest_s: _Array = alone_s.min(axis=0)
         self.step_s = step_s
         by_size = num_waves_at_least(lengths, wave_tokens=num_ranks * self.token_cap)
@@ -186,23 +195,30 @@ class BoundTerms:
         worth_s = np.full(len(self.sizes), np.inf)
         excess_s = 0.0
         credit_s = np.cumsum(leaf.wave_prices_s)
-        prices = {(price.wave_class, price.degree): price for price in leaf.group_prices}
+        prices = {
+            (price.wave_class, price.degree, price.attention): price
+            for price in leaf.group_prices
+        }
         for k, (low_s, high_s) in enumerate(itertools.pairwise(leaf.edges_s)):
-            rank_worth_s = np.zeros(2)
-            for work, holds, degree in zip(self.work, self.holds, self.degrees, strict=True):
-                price = prices.get((k, degree), _FREE)
-                big_s = (price.big_tokens_s + price.big_work_s) / degree
-                paid_s = price.token_s * self.token_cap + big_s
-                times_s = np.array((low_s, high_s))
-                rank_worth_s = np.maximum(rank_worth_s, paid_s + price.work * times_s)
-                pays_s = price.token_s * self.sizes + price.work * work
-                room = degree * self.token_cap
-                pays_s = pays_s + price.big_tokens_s * (2 * self.sizes > room)
-                pays_s += price.big_work_s * (2 * work > degree * high_s)
-                may = holds & (work <= degree * high_s)
-                worth_s = np.where(may, np.minimum(worth_s, pays_s), worth_s)
-            wave_s = np.array((low_s, high_s)) + self.fixed_s - credit_s[k]
-            excess_s = max(excess_s, float((self.num_ranks * rank_worth_s - wave_s).max()))
+            paid = [
+                prices.get((k, option.degree, option.attention), _FREE)
+                for option in self.options
+            ]
+            token_s = _column(price.token_s for price in paid)
+            work_price = _column(price.work for price in paid)
+            big_tokens_s = _column(price.big_tokens_s for price in paid)
+            big_work_s = _column(price.big_work_s for price in paid)
+            most_work = self._ranks * high_s
+            pays_s = token_s * self.sizes + work_price * self.work
+            pays_s += big_tokens_s * self._is_over_half + big_work_s * (
+                2 * self.work > most_work
+            )
+            may = self.holds & (self.work <= most_work)
+            worth_s = np.minimum(worth_s, np.where(may, pays_s, np.inf).min(axis=0))
+            rank_s = token_s * self.token_cap + (big_tokens_s + big_work_s) / self._ranks
+            for time_s in (low_s, high_s):
+                wave_worth_s = self.num_ranks * float((rank_s + work_price * time_s).max())
+                excess_s = max(excess_s, wave_worth_s - time_s - self.fixed_s + credit_s[k])
         if not np.isfinite(worth_s).all():
             return 0.0
         bound_s = float(worth_s @ self.counts)
@@ -217,6 +233,10 @@ class BoundTerms:
         """A plan shorter than `step_s` has at most so many waves."""
         by_time = self.step_s / self.fixed_s if self.fixed_s else math.inf
         return min(by_time, float(self.counts.sum()))
+
+
+def _column(values: Iterable[float]) -> _Array:
+    return np.array([*values])[:, None]
 
 
 def certified_bound_s(
@@ -236,9 +256,10 @@ def certified_bound_s(
     Let wave w take T_w + F and be in class k, e_k < T_w <= e_(k+1); prices are not negative.
 
     1. A sequence s of a group of degree d pays  p(s) = token * s + work * c(s), with c its
-       rank-seconds at d, and `big_tokens` if s is over half of d * token_cap, `big_work` if
-       c(s) is over half of d e_(k+1). Let v(s) be the least it could pay: over all classes and
-       degrees where it fits, s <= d token_cap and c(s) <= d e_(k+1).
+       rank-seconds at d and the group's attention kind, which has prices of its own; and
+       `big_tokens` if s is over half of d * token_cap, `big_work` if c(s) is over half of
+       d e_(k+1). Let v(s) be the least it could pay: over all classes, degrees and kinds where
+       it fits, s <= d token_cap and c(s) <= d e_(k+1).
     2. A group holds at most d token_cap tokens and d T_w work, and at most one sequence over
        half of each. So its sequences pay at most d (token * token_cap + work * T_w) +
        big_tokens + big_work, and those of a wave of N ranks at most

@@ -14,18 +14,22 @@ from trimtab.core.cluster import ClusterSpec, Precision
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
-from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.core.profile import AttentionKind, GroupOption, StepProfile
 from trimtab.core.rates import Rates
 from trimtab.core.units import memory_text
+from trimtab.planners.attention_costs import sharing_costs
 from trimtab.planners.counts import Real, StepCounts, step_counts
+from trimtab.planners.exchanges import (
+    alltoall_bytes_per_s,
+    alltoall_bytes_per_token,
+    ring_buffer_bytes,
+    ring_costs,
+    ulysses_bandwidths,
+)
 from trimtab.planners.memory import stage_memories, worst_stages
 from trimtab.planners.placement import Machine, machine
 from trimtab.planners.timeline import PipelineWork
 
-_EXCHANGE_EFFICIENCY = 0.3
-"""Share of the NVLink rate that an all-to-all reaches: FlexSP's 96.5 x 7/8 of 300 GB/s."""
-_NIC_EFFICIENCY = 0.7
-"""Share of the NIC line rate: FlexSP's 4.87 x 7/8 of 6.25 GB/s."""
 _LAUNCH_POWER = 4
 """Kernels are launched while others run: the longer of both counts, joined smoothly."""
 _GATHER_POWER = 3
@@ -36,34 +40,32 @@ _FULL_FRACTION = 0.92
 """Share of the memory a plan may fill (`StageMemory.verdict`)."""
 
 
-def token_s(degree: int, *, profile: StepProfile) -> float:
-    """Rank-seconds per token at `degree` besides the quadratic term: linear and all-to-all."""
-    if degree == 1:
-        return profile.linear_s
-    return profile.linear_s + profile.alltoall_bytes_per_token / profile.bytes_per_s(degree)
-
-
-def group_s(lengths: Sequence[int], degree: int, *, profile: StepProfile) -> float:
+def group_s(
+    lengths: Sequence[int],
+    degree: int,
+    *,
+    profile: StepProfile,
+    attention: AttentionKind = "ulysses",
+) -> float:
     """Time of one group of `degree` ranks in a wave, the fixed time of the wave included.
 
-        fixed_s + [quadratic_s sum(s^2) + (linear_s + alltoall_bytes_per_token / v_d) sum(s)]/d
-
-    where the all-to-all term is absent for d = 1. Whether the group holds the tokens is not
-    checked here.
+    It lies as well as it can (`rank_blocks` charges for worse places). Whether the group holds
+    the tokens is not checked here.
 
     Args:
-        lengths: Tokens of the sequences of the group; none gives `fixed_s`.
+        lengths: Tokens of the sequences of the group; none gives `fixed_s` and latencies.
         degree: Ranks of the group, one of `profile.degrees`.
         profile: The coefficients.
+        attention: The kind, which the profile has at this degree.
 
     Raises:
-        InfeasibleError: The profile has no such degree.
+        InfeasibleError: The profile has no such degree of this kind.
 
-    Source: FlexSP, arXiv:2412.01523, section 4.
+    Source: FlexSP, arXiv:2412.01523, section 4; `attention_costs` for rings.
     """
-    squares = sum(length * length for length in lengths)
-    work_s = profile.quadratic_s * squares + token_s(degree, profile=profile) * sum(lengths)
-    return profile.fixed_s + work_s / degree
+    option = GroupOption(degree=degree, attention=attention)
+    costs = sharing_costs(option, profile=profile)
+    return profile.fixed_s + costs.group_work(lengths) / degree
 
 
 def known_peak(used: Machine, *, precision: Precision) -> float:
@@ -99,10 +101,10 @@ def price(counts: StepCounts, rates: Rates) -> dict[str, Real]:
         counts: Of one layout, or of many, stacked.
         rates: The constants.
     """
-    layer = _layer_parts(counts, rates)
+    layer = layer_parts(counts, rates)
     busy = sum(layer.values())
     gather_s = rates.gather_factor * counts.weights_s
-    output_s = _output_s(counts, rates)
+    output_s = head_s(counts, rates)
     is_last = counts.last_layers * busy + output_s >= counts.most_layers * busy
     layers = np.where(is_last, counts.last_layers, counts.most_layers)
     stage: dict[str, Real] = {name: layers * part for name, part in layer.items()}
@@ -133,7 +135,7 @@ def price(counts: StepCounts, rates: Rates) -> dict[str, Real]:
         "optimizer": rates.elementwise_factor * counts.optimizer_s,
         "every step": rates.step_s,
     }
-    parts["dp communication"] = parts["dp communication"] + _beyond(exchange_s, hidden_s)
+    parts["dp communication"] = parts["dp communication"] + beyond(exchange_s, hidden_s)
     doublings = np.log2(np.maximum(1.0, counts.num_ranks / 8))
     parts["waiting for the slowest"] = rates.scale_slowdown * doublings * sum(parts.values())
     return parts
@@ -143,12 +145,12 @@ def pipeline_work(
     counts: StepCounts, rates: Rates, stage_layers: Sequence[int]
 ) -> PipelineWork:
     """Seconds of a micro-batch in every stage, for the timeline of one layout."""
-    layer = {name: float(part) for name, part in _layer_parts(counts, rates).items()}
+    layer = {name: float(part) for name, part in layer_parts(counts, rates).items()}
     passes = float(counts.passes)
     forward_s = sum(layer.values()) / passes
     weight_s = layer["matrix products"] / passes
     backward_s = (passes - 1) * forward_s - weight_s
-    output_s = float(_output_s(counts, rates)) / 3
+    output_s = float(head_s(counts, rates)) / 3
     outputs = [0.0] * (len(stage_layers) - 1) + [output_s]
 
     def of_stages(layer_s: float) -> tuple[float, ...]:
@@ -169,13 +171,13 @@ def step_s(counts: StepCounts, rates: Rates) -> Real:
     return sum(price(counts, rates).values())
 
 
-def _output_s(counts: StepCounts, rates: Rates) -> Real:
+def head_s(counts: StepCounts, rates: Rates) -> Real:
     """The output matrix and the loss for a micro-batch, forward and backward."""
     products_s = 3 * counts.output_s / rates.matmul_efficiency
     return products_s + rates.elementwise_factor * counts.logits_s
 
 
-def _layer_parts(counts: StepCounts, rates: Rates) -> dict[str, Real]:
+def layer_parts(counts: StepCounts, rates: Rates) -> dict[str, Real]:
     """What a layer takes for a micro-batch, forward, backward and recompute."""
     matmul = np.where(counts.is_fp8, rates.fp8_efficiency, rates.matmul_efficiency)
     matmul = np.where(counts.is_fp4, rates.fp4_efficiency, matmul)
@@ -222,7 +224,7 @@ def _excess(busy_s: Real, other_s: Real, power: int) -> Real:
     return np.maximum(0.0, (busy_s**power + other_s**power) ** (1 / power) - busy_s)
 
 
-def _beyond(exchange_s: Real, hidden_s: Real) -> Real:
+def beyond(exchange_s: Real, hidden_s: Real) -> Real:
     """What of an exchange is not hidden: max(0, difference), smooth within a tenth of it.
 
     A step of which nothing is exchanged has nothing exposed.
@@ -257,9 +259,10 @@ def work_counts(
         InputError: The device's peak is unknown.
     """
     micro = work.num_micro_batches
-    moved = alltoall_bytes_per_token(model, layout, precision=precision) / model.num_layers
     exchanged_s = sum(
-        moved * tokens / alltoall_bytes_per_s(layout, used, degree)
+        alltoall_bytes_per_token(model, layout, precision=precision, degree=degree)
+        * tokens
+        / alltoall_bytes_per_s(layout, used, degree)
         for degree, tokens in work.degree_tokens
         if degree > layout.cp
     )
@@ -272,29 +275,8 @@ def work_counts(
         num_micro_batches=micro,
         tokens=work.tokens / micro,
         squares=work.squares / micro,
-        exchanged_s=exchanged_s / micro,
+        exchanged_s=exchanged_s / (model.num_layers * micro),
     )
-
-
-def alltoall_bytes_per_token(
-    model: ModelSpec, layout: Layout, *, precision: Precision
-) -> float:
-    """What Ulysses moves per token: queries, keys, values and outputs, there and back.
-
-    Source: Jacobs et al. (2023), DeepSpeed-Ulysses, arXiv:2309.14509.
-    """
-    elements = model.attention_elements / layout.tp
-    passes = 3 if layout.recompute == "full" else 2
-    element_bytes = 4 if precision in ("fp32", "tf32") else 2
-    return passes * -(-model.num_layers // layout.pp) * element_bytes * elements
-
-
-def alltoall_bytes_per_s(layout: Layout, used: Machine, degree: int) -> float:
-    """Bytes of one rank over the time its share, (degree - 1) / degree of them, takes."""
-    link = used.exchange_link(degree, stride=layout.tp)
-    inside = degree * layout.tp <= used.gpus_per_node
-    efficiency = _EXCHANGE_EFFICIENCY if inside else _NIC_EFFICIENCY
-    return efficiency * link.bytes_per_s * degree / (degree - 1)
 
 
 def analytic_profile(
@@ -307,16 +289,20 @@ def analytic_profile(
 ) -> StepProfile:
     """The step coefficients of one of the dp * cp ranks, from datasheets and rates.
 
-    Degrees are those over which Ulysses can split the heads of a tp rank and that divide
-    dp * cp. The token cap is what memory has room for with fused attention (no scores kept)
-    once model states and workspace are in. A pipeline's bubble is not in the coefficients.
+    Groups may run Ulysses, at degrees that split the heads of a tp rank, or a ring, at
+    `useful_degrees`. The token cap is what memory has room for with fused attention (no scores
+    kept) and a ring's blocks, once model states and workspace are in. A pipeline's bubble is
+    not in the coefficients.
 
     Raises:
         InputError: The device's peak is unknown, or the cluster is too small.
         InfeasibleError: Model states leave no room for a single token.
     """
     used = machine(cluster, layout.num_ranks, precision=precision)
-    token_cap = memory_token_cap(model, layout, used, precision=precision)
+    buffer_bytes = ring_buffer_bytes(model, layout, precision=precision)
+    token_cap = memory_token_cap(
+        model, layout, used, precision=precision, buffer_bytes=buffer_bytes
+    )
     rates = rates or Rates()
 
     def wave(tokens: float, squares: float) -> dict[str, float]:
@@ -325,26 +311,22 @@ def analytic_profile(
         return {name: float(part) for name, part in price(counts, rates).items()}
 
     empty, filled, quadratic = wave(0.0, 0.0), wave(token_cap, 0.0), wave(token_cap, 1e6)
+    quadratic_s = (quadratic["attention"] - filled["attention"]) / 1e6
     linear_s = sum(filled[name] - empty[name] for name in _LINEAR_PARTS) / token_cap
     return StepProfile(
         name=f"{model.name} on {used.gpu.name}, {layout}",
         num_gpus=layout.group_ranks,
         gpus_per_node=max(1, used.gpus_per_node // layout.tp),
-        quadratic_s=(quadratic["attention"] - filled["attention"]) / 1e6,
+        quadratic_s=quadratic_s,
         linear_s=linear_s,
         fixed_s=sum(empty[name] for name in _LINEAR_PARTS) + filled["kernel launches"],
         alltoall_bytes_per_token=alltoall_bytes_per_token(model, layout, precision=precision),
-        bandwidths=tuple(
-            DegreeBandwidth(
-                degree=degree, bytes_per_s=alltoall_bytes_per_s(layout, used, degree)
-            )
-            for degree in group_degrees(model, layout)
-            if degree > 1
-        ),
+        bandwidths=ulysses_bandwidths(model, layout, used, precision=precision),
         token_cap=token_cap,
         step_fixed_s=filled["dp communication"] + filled["optimizer"] + filled["every step"],
         evidence="analytic",
         source="datasheet peaks and links times the constants of trimtab.core.rates",
+        ring=ring_costs(model, layout, used, precision=precision, quadratic_s=quadratic_s),
     )
 
 
@@ -360,17 +342,18 @@ _LINEAR_PARTS = (
 """Parts that grow with the tokens of a wave."""
 
 
-def group_degrees(model: ModelSpec, layout: Layout) -> tuple[int, ...]:
-    """Group degrees of a layout: divisors of dp * cp that split the heads of a tp rank."""
-    heads = model.num_heads // layout.tp
-    ranks = layout.group_ranks
-    return tuple(d for d in range(1, min(heads, ranks) + 1) if heads % d == ranks % d == 0)
-
-
 def memory_token_cap(
-    model: ModelSpec, layout: Layout, used: Machine, *, precision: Precision
+    model: ModelSpec,
+    layout: Layout,
+    used: Machine,
+    *,
+    precision: Precision,
+    buffer_bytes: float = 0.0,
 ) -> int:
     """Tokens of a wave one rank has room for; every stage keeps within 92 % of its memory.
+
+    Activations of the micro-batches in flight and what ZeRO leaves of the states decide
+    (`stage_memories`), and `buffer_bytes` a token on top.
 
     Raises:
         InfeasibleError: There is no room for one token.
@@ -394,5 +377,6 @@ def memory_token_cap(
                 f"{memory_text(capacity)}, of which {_FULL_FRACTION:.0%} may be filled: short "
                 f"by {memory_text(-room)}; use more ranks or a higher tp or pp"
             )
-        caps.append(1e6 * room / (million.total_bytes - none.total_bytes))
+        token_bytes = (million.total_bytes - none.total_bytes) / 1e6 + buffer_bytes
+        caps.append(room / token_bytes)
     return max(1, int(min(caps)))

@@ -2,8 +2,9 @@
 
 Sizes are the different lengths of a batch, longest first, and `left[i]` says how many of size i
 are still to be placed. `work[k * S + i]` is the rank-seconds of one sequence of size i (of S)
-in a group of `degrees[k]` ranks; degrees ascend. Groups of degree k lie at `first_group[k]`,
-one after the other. All arrays are flat and made by `compiled.floats` and `compiled.ints`.
+in a group of option k, of `degrees[k]` ranks; degrees ascend, and repeat where a degree has
+another attention kind. Groups of option k lie at `first_group[k]`, one after the other. All
+arrays are flat and made by `compiled.floats` and `compiled.ints`.
 """
 
 from typing import NamedTuple
@@ -25,6 +26,13 @@ class Batch(NamedTuple):
     counts: Ints
     degrees: Ints
     work: Floats
+    opening: Floats
+    """Work of a group of each option besides its sequences."""
+    order: Ints
+    """Options by degree, then by work: `order[i * K + j]` is the j-th for size i; its degree is
+    `degrees[j]` whatever i."""
+    ordered_work: Floats
+    """Work of size i at its j-th option: `ordered_work[i * K + j]`."""
     cheapest: Floats
     """Work of a sequence of each size at its cheapest degree."""
     fastest_s: Floats
@@ -33,6 +41,8 @@ class Batch(NamedTuple):
     num_ranks: int
     token_cap: int
     fixed_s: float
+    is_plain: bool
+    """Whether no degree repeats and no group has work besides its sequences."""
 
 
 class Filling(NamedTuple):
@@ -92,12 +102,17 @@ def fill_wave(  # noqa: C901 - one loop: calls from within make it ten times as 
             continue
         tokens = batch.sizes[i]
         is_narrowest = True
-        for k in range(num_degrees):
-            degree = batch.degrees[k]
-            work = batch.work[k * num_sizes + i]
+        for j in range(num_degrees):
+            degree = batch.degrees[j]
+            work = batch.ordered_work[i * num_degrees + j]
             most_work, most_tokens = degree * limit_s, degree * batch.token_cap
             if tokens > most_tokens or work > most_work:
                 continue
+            k = j
+            if not batch.is_plain:
+                k = batch.order[i * num_degrees + j]
+                if batch.opening[k] + work > most_work:
+                    continue
             g = batch.first_group[k]
             end = g + out.open_groups[k]
             while count > 0:
@@ -112,7 +127,7 @@ def fill_wave(  # noqa: C901 - one loop: calls from within make it ten times as 
                     free -= degree
                     end += 1
                     out.open_groups[k] += 1
-                    out.group_work[g] = 0.0
+                    out.group_work[g] = batch.opening[k]
                     out.group_tokens[g] = 0
                 fitting = min(count, (most_tokens - out.group_tokens[g]) // tokens)
                 by_time = (most_work - out.group_work[g]) / work
@@ -173,7 +188,8 @@ def target_of(batch: Batch, c: int, left: Ints, stretches: Floats) -> float:
     if c < len(stretches):
         return max(shortest_s, stretches[c] * area_s / num_waves)
     k = c - len(stretches)
-    target_s = batch.work[k * len(batch.sizes) + longest] / batch.degrees[k]
+    alone = batch.opening[k] + batch.work[k * len(batch.sizes) + longest]
+    target_s = alone / batch.degrees[k]
     if batch.sizes[longest] > batch.degrees[k] * batch.token_cap:
         return 0.0
     if target_s > max(shortest_s, 1.5 * area_s):

@@ -1,13 +1,16 @@
 """Packings of a batch into the micro-batches of a pipeline: many to choose from."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from trimtab.core.pipeline import MicroBatchTimes
 from trimtab.core.plan import PlanMethod, Wave
 from trimtab.planners.ordering import better_order, first_order
-from trimtab.planners.packing import BatchCosts, OpenGroup, Packing, balanced_packing
+from trimtab.planners.packing import BatchCosts, Packing, balanced_packing
+from trimtab.planners.sequences import placed_waves
 from trimtab.planners.stages import StageCosts
 from trimtab.planners.wave_search import WavePlan, WaveShop
 
@@ -24,19 +27,19 @@ _BALANCED = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A packing with the best order found so far."""
+    """Waves on their ranks, with the best order found so far."""
 
     step_s: float
     """Its timeline, without the fixed time of a step."""
-    packing: Packing
+    waves: Sequence[Wave]
+    times: Sequence[MicroBatchTimes]
+    """What each wave takes where its groups lie."""
     order: Sequence[int]
-    costs: BatchCosts
     method: PlanMethod
 
     def reordered(self, costs: StageCosts, *, trials: int) -> "Candidate":
         """With an order that is no worse, after `trials` changes."""
-        times = [costs.times(wave) for wave in self.packing]
-        order, step_s = better_order(times, costs, order=self.order, trials=trials)
+        order, step_s = better_order(self.times, costs, order=self.order, trials=trials)
         return replace(self, order=order, step_s=step_s)
 
 
@@ -67,31 +70,44 @@ class MicroBatches:
         costs = BatchCosts(self._lengths, profile=profile, degrees=degrees)
         return WaveShop(costs, self._costs, num_ranks=self._num_ranks)
 
-    def balanced(self, degree: int) -> Iterator[Candidate]:
-        """Packings with one degree, sequences balanced over groups longest first."""
+    def balanced(self, degree: int) -> Candidate | None:
+        """The best packing with one degree, sequences balanced over groups longest first.
+
+        None where their number never is a multiple of the stages although it must be.
+        """
         profile = replace(self._costs.profile, token_cap=self._costs.wave_cap)
         costs = BatchCosts(self._lengths, profile=profile, degrees=[degree])
         num_groups = self._num_ranks // degree
         most = max(1, min(self._most, len(self._lengths) // num_groups))
         counts = {round(count) for count in np.geomspace(1, most, _BALANCED)}
+        best: Packing | None = None
+        best_s = math.inf
         for count in sorted({-(-count // self._multiple) * self._multiple for count in counts}):
-            packing = balanced_packing(count, costs=costs, num_groups=num_groups)
-            if packing is not None and len(packing) % self._multiple == 0:
-                yield self.candidate(packing, costs=costs, method="uniform")
+            for k in range(len(costs.options)):
+                packing = balanced_packing(count, k, costs=costs, num_groups=num_groups)
+                if packing is None or len(packing) % self._multiple:
+                    continue
+                times = [self._costs.times(groups) for groups in packing]
+                _, step_s = first_order(times, self._costs)
+                if step_s < best_s:
+                    best, best_s = packing, step_s
+        return None if best is None else self._placed(best, costs=costs, method="uniform")
 
-    def candidate(
-        self, packing: Packing, *, costs: BatchCosts, method: PlanMethod
-    ) -> Candidate:
-        """A packing in the best of a few plain orders."""
-        times = [self._costs.times(wave) for wave in packing]
+    def candidate(self, waves: Sequence[Wave], *, method: PlanMethod) -> Candidate:
+        """Waves in the best of a few plain orders."""
+        times = [self._costs.placed_times(wave, self._lengths) for wave in waves]
         order, step_s = first_order(times, self._costs)
-        return Candidate(
-            step_s=step_s, packing=packing, order=order, costs=costs, method=method
+        return Candidate(step_s=step_s, waves=waves, times=times, order=order, method=method)
+
+    def _placed(self, packing: Packing, *, costs: BatchCosts, method: PlanMethod) -> Candidate:
+        waves = placed_waves(
+            packing, costs=costs, profile=self._costs.profile, num_ranks=self._num_ranks
         )
+        return self.candidate(waves, method=method)
 
     def finished(self, plan: WavePlan, *, method: PlanMethod) -> Candidate:
         """A plan at its exact time, in its own order or a plain one."""
-        found = self.candidate(plan.packing, costs=plan.batch_costs, method=method)
+        found = self._placed(plan.packing, costs=plan.batch_costs, method=method)
         own = replace(found, order=plan.order).reordered(self._costs, trials=0)
         return own if own.step_s < found.step_s else found
 
@@ -103,22 +119,3 @@ class MicroBatches:
         useful = -(-sum(self._lengths) // self._num_ranks) + max(self._lengths)
         fitting = [cap for cap in wanted if least <= cap <= wave_cap]
         return sorted({min(cap, useful) for cap in fitting})
-
-
-def packing_of(waves: Sequence[Wave], lengths: Sequence[int], *, costs: BatchCosts) -> Packing:
-    """The waves of a plan for `lengths` as a packing."""
-    places = {size: index for index, size in enumerate(costs.sizes)}
-    packing: Packing = []
-    for wave in waves:
-        packing.append([])
-        for group in wave.groups:
-            sizes = sorted(places[lengths[sequence]] for sequence in group.sequences)
-            packing[-1].append(
-                OpenGroup(
-                    degree=group.degree,
-                    work=sum(costs.work[group.degree][size] for size in sizes),
-                    tokens=sum(costs.sizes[size] for size in sizes),
-                    parts=[(size, sizes.count(size)) for size in dict.fromkeys(sizes)],
-                )
-            )
-    return packing

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from trimtab.core.profile import StepProfile
+import numpy as np
+
+from trimtab.core.profile import AttentionKind, StepProfile
 from trimtab.planners import kernels
+from trimtab.planners.attention_costs import sharing_costs
 from trimtab.planners.compiled import Floats, floats, ints, zero_floats, zero_ints
-from trimtab.planners.costs import token_s
 
 _NUM_STRETCHES, _WIDEST_STRETCH, _MOST_DOUBT = 6, 2.5, 0.35
 """A plan is built with so many target times a wave, from 1 to so many even shares of the work
@@ -47,36 +49,79 @@ class BatchCosts:
         self.members = [members[size] for size in self.sizes]
         """Indices into the batch of the sequences of each size."""
         self.counts = tuple(len(indices) for indices in self.members)
-        self.degrees = tuple(degrees)
+        self.options = tuple(o for o in profile.options if o.degree in set(degrees))
+        """Degrees and attention kinds, ascending by degree."""
+        self.degrees = tuple(option.degree for option in self.options)
+        """The degree of each option: twice where both kinds are available."""
+        self._kinds: dict[int, list[int]] = {}
+        for k, degree in enumerate(self.degrees):
+            self._kinds.setdefault(degree, []).append(k)
         self.token_cap = profile.token_cap
         self.fixed_s = profile.fixed_s
-        quadratic_s = profile.quadratic_s
-        self.work: dict[int, list[float]] = {}
-        for degree in degrees:
-            per_token_s = token_s(degree, profile=profile)
-            self.work[degree] = [(quadratic_s * s + per_token_s) * s for s in self.sizes]
+        costs = [sharing_costs(option, profile=profile) for option in self.options]
+        all_sizes = np.array(self.sizes, dtype=np.float64)
+        self.work: list[list[float]] = [cost.works(all_sizes).tolist() for cost in costs]
+        """Rank-seconds of a sequence, by option and size."""
+        self.opening = [cost.opening_s for cost in costs]
+        """Rank-seconds of a group besides its sequences, by option."""
 
-    def degrees_of(self, size: int) -> list[int]:
-        """The degrees that hold a sequence of `size`, ascending; never none."""
+    def options_of(self, size: int) -> list[int]:
+        """The options that hold a sequence of `size`, ascending by degree; never none."""
         tokens = self.sizes[size]
-        return [degree for degree in self.degrees if tokens <= degree * self.token_cap]
+        return [k for k, degree in enumerate(self.degrees) if tokens <= degree * self.token_cap]
+
+    def _order(self, size: int) -> list[int]:
+        """Options by degree, the cheaper kind of each degree first."""
+        if len(self._kinds) == len(self.options):
+            return list(range(len(self.options)))
+        order = []
+        for kinds in self._kinds.values():
+            order += sorted(kinds, key=lambda k: self.work[k][size])
+        return order
+
+    def alone_s(self, k: int, size: int) -> float:
+        """Time of a sequence of `size` alone in a group of option `k`."""
+        return (self.opening[k] + self.work[k][size]) / self.degrees[k]
+
+    def area_s(self, degree: int, *, num_ranks: int) -> float:
+        """Work of all sequences at one degree, the cheaper kind each, over the ranks."""
+        works = [self.work[k] for k in self._kinds[degree]]
+        least = works[0] if len(works) == 1 else map(min, *works)
+        return sum(map(float.__mul__, least, map(float, self.counts))) / num_ranks
+
+    def settle(self, group: "OpenGroup") -> "OpenGroup":
+        """Give a group the cheaper kind at its degree for what it holds; returns it."""
+        kinds = self._kinds[group.degree]
+        if len(kinds) > 1:
+            works = [
+                self.opening[k] + sum(count * self.work[k][size] for size, count in group.parts)
+                for k in kinds
+            ]
+            best = works.index(min(works))
+            group.attention, group.work = self.options[kinds[best]].attention, works[best]
+        return group
 
     def batch(self, num_ranks: int) -> kernels.Batch:
         """What the kernels read."""
         sizes = range(len(self.sizes))
-        holding = [self.degrees_of(size) for size in sizes]
+        holding = [self.options_of(size) for size in sizes]
+        orders = [self._order(i) for i in sizes]
         most_groups = [num_ranks // degree for degree in self.degrees]
         return kernels.Batch(
             sizes=ints(self.sizes),
             counts=ints(self.counts),
             degrees=ints(self.degrees),
-            work=floats(work for degree in self.degrees for work in self.work[degree]),
-            cheapest=floats(min(self.work[d][i] for d in holding[i]) for i in sizes),
-            fastest_s=floats(min(self.work[d][i] / d for d in holding[i]) for i in sizes),
+            work=floats(work for works in self.work for work in works),
+            opening=floats(self.opening),
+            order=ints(k for options in orders for k in options),
+            ordered_work=floats(self.work[k][i] for i in sizes for k in orders[i]),
+            cheapest=floats(min(self.work[k][i] for k in holding[i]) for i in sizes),
+            fastest_s=floats(min(self.alone_s(k, i) for k in holding[i]) for i in sizes),
             first_group=ints(accumulate(most_groups, initial=0)),
             num_ranks=num_ranks,
             token_cap=self.token_cap,
             fixed_s=self.fixed_s,
+            is_plain=len(self._kinds) == len(self.options) and not any(self.opening),
         )
 
 
@@ -85,6 +130,7 @@ class OpenGroup:
     """A group being filled."""
 
     degree: int
+    attention: AttentionKind = "ulysses"
     work: float = 0.0
     tokens: int = 0
     parts: list[tuple[int, int]] = field(default_factory=list)
@@ -187,8 +233,8 @@ class PackingSearch:
             self._left[i] = waves.counts[w * num_sizes + i]
         _, num_logged = kernels.fill_wave(batch, self._left, 0, waves.target_s[w], out)
         groups = {
-            int(batch.first_group[k]) + number: OpenGroup(degree)
-            for k, degree in enumerate(self.costs.degrees)
+            int(batch.first_group[k]) + number: OpenGroup(option.degree, option.attention)
+            for k, option in enumerate(self.costs.options)
             for number in range(out.open_groups[k])
         }
         for at in range(num_logged):
@@ -196,7 +242,7 @@ class PackingSearch:
             groups[int(out.log_group[at])].parts.append(part)
         for g, group in groups.items():
             group.work, group.tokens = float(out.group_work[g]), int(out.group_tokens[g])
-        return list(groups.values())
+        return [self.costs.settle(group) for group in groups.values()]
 
     def _empty_waves(self) -> kernels.Waves:
         return kernels.Waves(
@@ -253,39 +299,50 @@ class PackedWaves:
 
 def uniform_packing(costs: BatchCosts, *, num_ranks: int) -> Packing:
     """Groups of the one degree of `costs`: the best of longest-first balancing and a search."""
-    (degree,) = costs.degrees
+    (degree,) = set(costs.degrees)
     search = PackingSearch(costs, num_ranks=num_ranks)
-    candidates = [search.groups(plan) for plan in search.builds(_UNIFORM_BUILDS)]
+    best = search.groups(min(search.builds(_UNIFORM_BUILDS), key=lambda plan: plan.seconds))
+    best_s = packing_s(best, fixed_s=costs.fixed_s)
     num_groups = num_ranks // degree
+    area_s = costs.area_s(degree, num_ranks=num_groups * degree)
     tokens = sum(size * count for size, count in zip(costs.sizes, costs.counts, strict=True))
     fewest = -(-tokens // (num_groups * degree * costs.token_cap))
     for num_waves in range(fewest, fewest + 3):
-        packing = balanced_packing(num_waves, costs=costs, num_groups=num_groups)
-        if packing is not None:
-            candidates.append(packing)
-    return min(candidates, key=lambda packing: packing_s(packing, fixed_s=costs.fixed_s))
+        if area_s + num_waves * costs.fixed_s >= best_s:
+            break
+        for k in range(len(costs.options)):
+            balanced = balanced_packing(num_waves, k, costs=costs, num_groups=num_groups)
+            if balanced is not None:
+                balanced_s = packing_s(balanced, fixed_s=costs.fixed_s)
+                if balanced_s < best_s:
+                    best, best_s = balanced, balanced_s
+    return best
 
 
-def balanced_packing(num_waves: int, *, costs: BatchCosts, num_groups: int) -> Packing | None:
-    """So many waves of `num_groups` groups of the one degree of `costs`; None: no room."""
-    groups = _balanced_groups(num_waves * num_groups, costs=costs)
+def balanced_packing(
+    num_waves: int, option: int, *, costs: BatchCosts, num_groups: int
+) -> Packing | None:
+    """So many waves of `num_groups` groups of one option of `costs`; None: no room."""
+    groups = _balanced_groups(num_waves * num_groups, option, costs=costs)
     if groups is None:
         return None
     starts = range(0, len(groups), num_groups)
     return [groups[at : at + num_groups] for at in starts]
 
 
-def _balanced_groups(num_groups: int, *, costs: BatchCosts) -> list[OpenGroup] | None:
+def _balanced_groups(
+    num_groups: int, option: int, *, costs: BatchCosts
+) -> list[OpenGroup] | None:
     """Each sequence to the group with least work that holds it; slowest group first.
 
     None where one finds no room.
 
     Source: Graham (1969), longest processing time first.
     """
-    (degree,) = costs.degrees
-    limit = degree * costs.token_cap
-    groups = [OpenGroup(degree) for _ in range(num_groups)]
-    queue = [(0.0, index) for index in range(num_groups)]
+    degree, attention = costs.degrees[option], costs.options[option].attention
+    limit, opening = degree * costs.token_cap, costs.opening[option]
+    groups = [OpenGroup(degree, attention, opening) for _ in range(num_groups)]
+    queue = [(opening, index) for index in range(num_groups)]
     items = [size for size, count in enumerate(costs.counts) for _ in range(count)]
     for size in items:
         full = []
@@ -296,9 +353,9 @@ def _balanced_groups(num_groups: int, *, costs: BatchCosts) -> list[OpenGroup] |
         index = queue[0][1]
         groups[index].parts.append((size, 1))
         groups[index].tokens += costs.sizes[size]
-        groups[index].work += costs.work[degree][size]
+        groups[index].work += costs.work[option][size]
         heapq.heapreplace(queue, (groups[index].work, index))
         for entry in full:
             heapq.heappush(queue, entry)
-    used = [group for group in groups if group.parts]
+    used = [costs.settle(group) for group in groups if group.parts]
     return sorted(used, key=lambda group: -group.work)

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trimtab.core.certificate import BoundCertificate
-from trimtab.core.profile import StepProfile
+from trimtab.core.profile import GroupOption, StepProfile
+from trimtab.planners.attention_costs import sharing_costs
 from trimtab.planners.bounds import (
     BoundTerms,
     area_bound_s,
     certified_bound_s,
     num_waves_at_least,
 )
-from trimtab.planners.costs import group_s, token_s
+from trimtab.planners.costs import group_s
 from trimtab.planners.pipeline_program import DivisibleProgram, DivisibleWork
 from trimtab.planners.program import solve_bound
 from trimtab.planners.stages import FORWARD_FRACTION, StageCosts
@@ -44,21 +45,25 @@ class PipelineBound:
     2. Fill and drain. Before stage s does anything, some micro-batch has gone forward through
        every earlier stage; after it has done everything, some micro-batch still goes backward
        through them. Each micro-batch takes an earlier stage r at least f_r, its fixed time and
-       the fastest time of the shortest sequence. Chunks (vpp) are entered one at a time, so of
-       these a share 1 / vpp. Hence step >= sum over m of t_ms + sum over r < s of f_r / vpp.
+       the fastest time of the shortest sequence (a longer one takes longer, with either kind
+       of attention). Chunks (vpp) are entered one at a time, so of these a share 1 / vpp.
+       Hence step >= sum over m of t_ms + sum over r < s of f_r / vpp.
     3. Longest. The micro-batch with the longest sequence passes all stages, forward and
        backward, one after the other, each at least as long as the sequence alone takes it; for
-       one degree, as a group keeps it.
+       one degree and attention kind, as a group keeps both.
     4. Memory, with vpp = 1. From the start of its forward pass at stage 0 to the end of its
        backward pass there, a micro-batch of k_m tokens passes all stages, which takes at least
-       F + w k_m / N seconds with F its fixed time and w the least rank-seconds of a token; and
-       the ranks of stage 0 hold its tokens, N limit of them at once. With k tokens in W
-       micro-batches, the sum of k_m^2 being least where all are alike,
+       F + w k_m / N seconds with F its fixed time and w the least rank-seconds of a token, one
+       of the shortest sequence; and the ranks of stage 0 hold its tokens, N limit of them at
+       once. With k tokens in W micro-batches, the sum of k_m^2 being least where all are alike,
        step >= (F k / N + w (k / N)^2 / W) / limit.
     5. Timeline. Whatever the packing, the W micro-batches have some times T_m over all stages,
        of which stage s takes at least its smaller share; the sum of all T_m is bounded as in 1
        with all layers. What 1F1B takes of such times at best is a linear program
        (`pipeline_program`). Holding fewer micro-batches for want of memory only delays it.
+
+    Groups are taken to lie as well as they can, and latencies, which only delay them, count in
+    the times of single sequences alone.
 
     1 with 2 and 5 grow with W and 4 shrinks: plans shorter than a given time have at least as
     many micro-batches as bring 4 below it, and the bound is that of the best W. With vpp > 1
@@ -75,6 +80,7 @@ class PipelineBound:
     ) -> None:
         self._lengths, self._num_ranks, self._degrees = lengths, num_ranks, degrees
         self._costs = costs
+        self._options = [o for o in costs.profile.options if o.degree in set(degrees)]
         stages = range(costs.stages.pp)
         self._multiple = costs.stages.pp if costs.stages.vpp > 1 else 1
         fewest = num_waves_at_least(lengths, wave_tokens=num_ranks * costs.wave_cap)
@@ -225,12 +231,19 @@ class PipelineBound:
         return fixed_s + growing_s / count
 
     def _held_terms(self) -> tuple[float, float]:
-        """4, in a term for all W and one that W divides."""
+        """4, in a term for all W and one that W divides.
+
+        Rank-seconds of a token grow with the length of its sequence: where a ring hides its
+        transfer behind attention, it never hides more than the attention takes.
+        """
         costs, profile = self._costs, self._costs.profile
         if costs.stages.vpp > 1:
             return 0.0, 0.0
-        shortest = profile.quadratic_s * min(self._lengths)
-        token_work = shortest + min(token_s(d, profile=profile) for d in self._degrees)
+        shortest = min(self._lengths)
+        token_work = min(
+            sharing_costs(option, profile=profile).work(shortest) / shortest
+            for option in self._options
+        )
         tokens = sum(self._lengths) / self._num_ranks
         limit = costs.limits[0]
         return profile.fixed_s * tokens / limit, token_work * tokens**2 / limit
@@ -246,9 +259,9 @@ class PipelineBound:
         """The fastest time of a sequence over all stages, fixed time included."""
         profile = self._costs.wave_profile
         return min(
-            group_s([length], degree, profile=profile)
-            for degree in self._degrees
-            if length <= degree * profile.token_cap
+            _option_s(length, option, profile=profile)
+            for option in self._options
+            if length <= option.degree * profile.token_cap
         )
 
     def _fills(self) -> list[float]:
@@ -256,14 +269,19 @@ class PipelineBound:
         shortest = min(self._lengths)
         fills_s = [0.0]
         for profile in self._profiles[:-1]:
-            alone_s = min(group_s([shortest], d, profile=profile) for d in self._degrees)
+            alone_s = min(_option_s(shortest, o, profile=profile) for o in self._options)
             fills_s.append(fills_s[-1] + alone_s / self._costs.stages.vpp)
         return fills_s
 
     def _longest_path_s(self) -> float:
         longest = max(self._lengths)
         return min(
-            sum(group_s([longest], degree, profile=profile) for profile in self._profiles)
-            for degree in self._degrees
-            if longest <= degree * self._costs.wave_cap
+            sum(_option_s(longest, option, profile=profile) for profile in self._profiles)
+            for option in self._options
+            if longest <= option.degree * self._costs.wave_cap
         )
+
+
+def _option_s(length: int, option: GroupOption, *, profile: StepProfile) -> float:
+    """Time of a sequence alone in a group."""
+    return group_s([length], option.degree, profile=profile, attention=option.attention)

@@ -19,11 +19,11 @@ from trimtab.core.plan import StagePath, StepPlan
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import counted, duration_text
 from trimtab.planners.bounds import check_lengths, usable_degrees
-from trimtab.planners.micro_batches import Candidate, MicroBatches, packing_of
+from trimtab.planners.micro_batches import Candidate, MicroBatches
 from trimtab.planners.ordering import operations_of, peak_tokens
-from trimtab.planners.packing import BatchCosts
 from trimtab.planners.pipeline_bound import PipelineBound
-from trimtab.planners.sequences import placed_wave, plan_step
+from trimtab.planners.rank_blocks import placed_seconds
+from trimtab.planners.sequences import plan_step, tiling_degrees
 from trimtab.planners.stages import StageCosts
 from trimtab.planners.wave_search import WavePlan, warm_up
 
@@ -170,20 +170,32 @@ class _Planning:
 
     def first_plan(self) -> StepPlan:
         """The best of plans for many targets, of all uniform degrees, and of one stage's."""
-        plans = sorted(self._micro_batches.of_degrees(self._degrees), key=_step_s)
-        self._plans = _varied(plans, number=_KEPT)
-        for plan in self._plans:
-            plan.improve_order(trials=_FIRST_TRIALS)
-        self._others = [
-            self._micro_batches.finished(min(self._plans, key=_step_s), method="heuristic"),
-            *self._as_for_one_stage(time_limit_s=0.0),
-        ]
+        self._plans, best = self._built(self._degrees)
+        tiling = tiling_degrees(
+            self._degrees, longest=max(self._lengths), token_cap=self._costs.wave_cap,
+            ranks_per_node=self._profile.gpus_per_node,
+        )  # fmt: skip
+        base_s = min(plan.step_s for plan in self._plans)
+        if tiling and best.step_s > base_s * (1 + _GOOD_GAP):
+            plans, other = self._built(tiling)
+            if other.step_s < best.step_s:
+                self._plans, best = plans, other
+        self._others = [best, *self._as_for_one_stage(time_limit_s=0.0)]
         for degree in self._degrees:
             if max(self._lengths) > degree * self._costs.wave_cap:
                 continue
             if self._bound.uniform_s(degree) < self._best.step_s:
                 self._others.append(self._uniform(degree))
         return self._plan(self._best)
+
+    def _built(self, degrees: Sequence[int]) -> tuple[list[WavePlan], Candidate]:
+        """Plans to go on with, and the one with the shortest step on its ranks."""
+        plans = sorted(self._micro_batches.of_degrees(degrees), key=_step_s)
+        plans = _varied(plans, number=_KEPT)
+        for plan in plans:
+            plan.improve_order(trials=_FIRST_TRIALS)
+        best = min(plans, key=_step_s)
+        return plans, self._micro_batches.finished(best, method="heuristic")
 
     def uniform_plan(self, degree: int) -> StepPlan:
         return self._plan(self._uniform(degree))
@@ -202,7 +214,11 @@ class _Planning:
         best_s = min([first_s, *(plan.step_s for plan in self._plans)])
         bound = self._bound.certified(
             best_s,
-            [max(group.seconds for group in wave) for wave in self._best.packing],
+            [
+                max(placed_seconds(wave, self._lengths, profile=self._profile))
+                - self._profile.fixed_s
+                for wave in self._best.waves
+            ],
             is_over=lambda: not is_before(_WAVES_UNTIL),
             is_late=lambda: not is_before(_BOUND_UNTIL),
         )
@@ -233,7 +249,8 @@ class _Planning:
 
     def _uniform(self, degree: int) -> Candidate:
         plans = [*self._micro_batches.of_degrees([degree])]
-        found = [*self._micro_batches.balanced(degree)]
+        balanced = self._micro_batches.balanced(degree)
+        found = [] if balanced is None else [balanced]
         if plans:
             plan = min(plans, key=_step_s)
             plan.improve_order(trials=_FIRST_TRIALS)
@@ -250,9 +267,7 @@ class _Planning:
             self._lengths, profile=profile, num_ranks=self._num_ranks, clock=self._clock,
             degrees=self._degrees, time_limit_s=time_limit_s,
         )  # fmt: skip
-        costs = BatchCosts(self._lengths, profile=profile, degrees=self._degrees)
-        packing = packing_of(plan.waves, self._lengths, costs=costs)
-        found = self._micro_batches.candidate(packing, costs=costs, method="heuristic")
+        found = self._micro_batches.candidate(plan.waves, method="heuristic")
         return [found.reordered(self._costs, trials=_FIRST_TRIALS)]
 
     def _improvement(self) -> Iterator[bool]:
@@ -274,9 +289,7 @@ class _Planning:
 
     def _plan(self, candidate: Candidate) -> StepPlan:
         costs, stages = self._costs, self._costs.stages
-        packing = [candidate.packing[m] for m in candidate.order]
-        members = [iter(indices) for indices in candidate.costs.members]
-        times = tuple(costs.times(wave) for wave in packing)
+        times = tuple(candidate.times[m] for m in candidate.order)
         operations = operations_of(times, limits=costs.limits, vpp=stages.vpp)
         busy = [0.0] * stages.pp
         for operation in operations:
@@ -285,8 +298,8 @@ class _Planning:
         bound_s = min(self._bound.waves_s + self._profile.step_fixed_s, step_s)
         path = StagePath(stages=tuple(range(stages.pp * stages.vpp)))
         plan = StepPlan(
-            waves=tuple(placed_wave(groups, members=members) for groups in packing),
-            paths=(path,) * len(packing),
+            waves=tuple(candidate.waves[m] for m in candidate.order),
+            paths=(path,) * len(times),
             step_s=step_s,
             lower_bound_s=bound_s,
             method=candidate.method,

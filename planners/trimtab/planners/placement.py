@@ -20,6 +20,7 @@ def placement(cluster: ClusterSpec, layout: Layout, *, num_layers: int) -> Place
     return Placement(
         rank_nodes=tuple(gpus[: layout.num_ranks]),
         stage_layers=layout.stage_layers or stage_layers(num_layers, layout.pp),
+        rank_gpus=tuple(gpu for size in sizes for gpu in range(size))[: layout.num_ranks],
     )
 
 
@@ -80,6 +81,8 @@ class Machine:
     """Number of ranks up to the end of each island but the last."""
     between_islands: Link | None
     """What the slowest pair of islands shares; None where the nodes' own NICs join them."""
+    nics_per_stream: float = 1.0
+    """How many GPUs' shares of the NICs one stream gets: a NIC's rate over a GPU's share."""
 
     def ring_link(self, degree: int, *, stride: int) -> Link:
         """The slowest link of a ring over `degree` ranks that are `stride` apart.
@@ -96,12 +99,19 @@ class Machine:
         if degree * stride <= self.gpus_per_node:
             return self.intra_node
         inside = max(1, self.gpus_per_node // stride)
+        inside = degree % inside or inside  # the members of the node that has fewest
         outside_fraction = (degree - inside) / (degree - 1)
         slow = self._far_link(degree, stride=stride, num_nics=1)
         bytes_per_s = min(self.intra_node.bytes_per_s, slow.bytes_per_s / outside_fraction)
         return Link(bytes_per_s=bytes_per_s, latency_s=slow.latency_s)
 
-    def _far_link(self, degree: int, *, stride: int, num_nics: int) -> Link:
+    def send_link(self, degree: int, *, stride: int) -> Link:
+        """The slowest hop of a ring whose ranks send to one neighbour each, in one stream."""
+        if degree * stride <= self.gpus_per_node:
+            return self.intra_node
+        return self._far_link(degree, stride=stride, num_nics=self.nics_per_stream)
+
+    def _far_link(self, degree: int, *, stride: int, num_nics: float) -> Link:
         """The NICs, or a group's share of what joins the islands where it spans two."""
         nic = self.nic_per_gpu
         bytes_per_s = min(self.intra_node.bytes_per_s, num_nics * nic.bytes_per_s)
@@ -143,6 +153,9 @@ def machine(cluster: ClusterSpec, num_ranks: int, *, precision: Precision) -> Ma
         nic_per_gpu=_slowest([node.nic_link_per_gpu for node in used]),
         island_ends=tuple(ends),
         between_islands=_slowest(between) if between else None,
+        nics_per_stream=min(
+            node.fastest_nic.bytes_per_s / node.nic_link_per_gpu.bytes_per_s for node in used
+        ),
     )
 
 

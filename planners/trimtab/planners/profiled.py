@@ -20,6 +20,7 @@ from trimtab.core.profile import StepProfile
 from trimtab.core.units import memory_text
 from trimtab.planners.memory import stage_memories
 from trimtab.planners.placement import Machine
+from trimtab.planners.rank_blocks import placed_seconds
 from trimtab.planners.sequences import plan_step
 from trimtab.planners.shapes import Job
 
@@ -46,7 +47,7 @@ def profiled_layout(
 ) -> ForecastLayout:
     """All ranks in sequence groups, as the profile was measured; the step plan is the forecast.
 
-    Degrees are those of the profile that divide the model's heads, as Ulysses needs.
+    Ulysses degrees are those of the profile that divide the model's heads; a ring takes any.
 
     Args:
         job: What the layout is for.
@@ -70,12 +71,9 @@ def profiled_layout(
             f"layout.offload: the profile {profile.name!r} was measured without; leave the "
             "profile out to have it computed"
         )
+    profile = profile.for_heads(job.model.num_heads)
     step = plan_step(
-        batch.lengths,
-        profile=profile,
-        num_ranks=job.used.num_ranks,
-        clock=lambda: 0.0,
-        degrees=[degree for degree in profile.degrees if job.model.num_heads % degree == 0],
+        batch.lengths, profile=profile, num_ranks=job.used.num_ranks, clock=lambda: 0.0
     )
     return grouped_layout(
         job.model,
@@ -129,13 +127,17 @@ def profile_parts(
 ) -> tuple[TimePart, ...]:
     """The step of `plan` as the mean rank spends it; the rest is waiting for the slowest."""
     linear_s = quadratic_s = exchange_s = 0.0
-    for group in (group for wave in plan.waves for group in wave.groups):
-        tokens = sum(lengths[index] for index in group.sequences)
-        linear_s += profile.linear_s * tokens
-        quadratic_s += profile.quadratic_s * sum(lengths[i] ** 2 for i in group.sequences)
-        if group.degree > 1:
-            bytes_per_s = profile.bytes_per_s(group.degree)
-            exchange_s += profile.alltoall_bytes_per_token * tokens / bytes_per_s
+    for wave in plan.waves:
+        times_s = placed_seconds(wave, lengths, profile=profile)
+        for group, group_s in zip(wave.groups, times_s, strict=True):
+            ring = profile.ring if group.attention == "ring" else None
+            square_s = profile.quadratic_s if ring is None else ring.quadratic_s
+            tokens_s = profile.linear_s * sum(lengths[i] for i in group.sequences)
+            squares_s = square_s * sum(lengths[i] ** 2 for i in group.sequences)
+            work_s = (group_s - profile.fixed_s) * group.degree
+            linear_s += tokens_s
+            quadratic_s += squares_s
+            exchange_s += max(0.0, work_s - tokens_s - squares_s)
     parts = {
         "compute": linear_s / num_ranks,
         "attention": quadratic_s / num_ranks,

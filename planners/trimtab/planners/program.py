@@ -32,12 +32,13 @@ _MOST_BUCKETS = 24
 _FIRST_CLASSES = 5
 """Classes between the shortest and the longest wave of a good plan, before any is split."""
 
-_MOST_LEVELS = 3
-"""How often the classes are split in two where whole numbers alone close no gap."""
+_MOST_LEVELS = 6
+"""Programs, each with classes finer than the one before: made where whole numbers alone close
+no gap."""
 
-_MOST_NODES = 80
+_MOST_NODES = 120
 _WHOLE = 0.02
-"""A number of waves this close to a whole one is not branched on."""
+"""A number of waves this close to a whole one is not branched on, and one this small none."""
 
 
 def solve_bound(
@@ -96,6 +97,8 @@ class _Search:
                     self._add(node.level, (*node.splits, split))
                 num_nodes += 2
             elif node.level + 1 < _MOST_LEVELS:
+                if node.level + 1 == len(self._programs):
+                    self._add_program(node)
                 self._add(node.level + 1, node.splits)
                 num_nodes += 1
             else:
@@ -110,7 +113,7 @@ class _Search:
         )
 
     def _add(self, level: int, splits: tuple[WaveSplit, ...]) -> None:
-        leaf, counts = self._program(level).solve(splits)
+        leaf, counts = self._programs[level].solve(splits)
         bound_s = self._terms.leaf_bound_s(leaf)
         node = _Node(bound_s, level, splits, counts, leaf)
         if bound_s >= self._terms.step_s:
@@ -118,12 +121,10 @@ class _Search:
         else:
             heapq.heappush(self._open, (bound_s, next(self._order), node))
 
-    def _program(self, level: int) -> "_Program":
-        """The program of a level, at most one finer than those there are."""
-        if level == len(self._programs):
-            edges = _split_edges(self._programs[-1].edges)
-            self._programs.append(_Program(self._terms, self._buckets, edges))
-        return self._programs[level]
+    def _add_program(self, node: _Node) -> None:
+        """A next level, finer where the waves of `node` are; others share it as it is."""
+        edges = _split_edges(self._programs[-1].edges, node.counts)
+        self._programs.append(_Program(self._terms, self._buckets, edges))
 
 
 def _first_edges(terms: BoundTerms, wave_times_s: Sequence[float]) -> _Array:
@@ -137,10 +138,11 @@ def _first_edges(terms: BoundTerms, wave_times_s: Sequence[float]) -> _Array:
     return np.unique(np.concatenate([[0.0], fine, inner, coarse[1:]]))
 
 
-def _split_edges(edges: _Array) -> _Array:
-    """`edges` and one between each two."""
-    middles = np.sqrt(edges[1:-1] * edges[2:])
-    return np.sort(np.concatenate([edges, [0.6 * edges[1]], middles]))
+def _split_edges(edges: _Array, counts: Sequence[float]) -> _Array:
+    """`edges` and one within every class that has waves; `counts` are those over each edge."""
+    used = np.flatnonzero(np.array(counts) - np.array([*counts[1:], 0.0]) > _WHOLE)
+    middles = np.sqrt(np.maximum(edges[used], 0.36 * edges[used + 1]) * edges[used + 1])
+    return np.unique(np.concatenate([edges, middles]))
 
 
 class _Buckets:
@@ -185,9 +187,8 @@ class _Program:
             self._highs.changeRowBounds(self._rows["waves", k, 0], least, most)
         self._highs.run()
         solution = self._highs.getSolution()
-        counts = [
-            solution.row_value[self._rows["waves", k, 0]] for k in range(len(self.edges) - 1)
-        ]
+        longer = solution.row_value
+        counts = (longer[self._rows["waves", k, 0]] for k in range(len(self.edges) - 1))
         return self._leaf(splits, solution.row_dual), tuple(counts)
 
     def _build(self, model: pulp.LpProblem, buckets: _Buckets) -> None:
@@ -211,7 +212,8 @@ class _Program:
             count = float(buckets.count[b])
             self._constrain(model, ("cover", b, 0), row, pulp.LpConstraintGE, count)
         for key, row in limits.items():
-            self._constrain(model, key, row, pulp.LpConstraintLE, 0.0)
+            if any(weight > 0 for weight in row.values()):
+                self._constrain(model, key, row, pulp.LpConstraintLE, 0.0)
 
     def _add_ranks(
         self, model: pulp.LpProblem, k: int, j: int, *, objective: _Row, waves: list[_Row]
@@ -276,20 +278,22 @@ class _Program:
 
     def _leaf(self, splits: tuple[WaveSplit, ...], duals: Sequence[float]) -> BoundLeaf:
         def price(kind: str, k: int, j: int) -> float:
-            return max(0.0, -duals[self._rows[kind, k, j]])
+            row = self._rows.get((kind, k, j))
+            return 0.0 if row is None else max(0.0, -duals[row])
 
         classes = range(len(self.edges) - 1)
         prices = [
             GroupPrice(
                 wave_class=k,
-                degree=degree,
+                degree=option.degree,
+                attention=option.attention,
                 token_s=price("tokens", k, j),
                 work=price("work", k, j),
                 big_tokens_s=price("big_tokens", k, j),
                 big_work_s=price("big_work", k, j),
             )
             for k in classes
-            for j, degree in enumerate(self._terms.degrees)
+            for j, option in enumerate(self._terms.options)
         ]
         return BoundLeaf(
             splits=splits,

@@ -5,6 +5,7 @@ It is then improved, and a linear program proves how short a step could be at be
 the time limit allows.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,18 +22,17 @@ from trimtab.planners.bounds import (
     check_lengths,
     usable_degrees,
 )
-from trimtab.planners.costs import group_s
 from trimtab.planners.packing import (
     BatchCosts,
     OpenGroup,
     PackedWaves,
     Packing,
     PackingSearch,
-    packing_s,
     uniform_packing,
     warm_up,
 )
 from trimtab.planners.program import solve_bound
+from trimtab.planners.rank_blocks import RankBlocks, placed_seconds
 
 _FIRST_BUILDS, _FIRST_TRIALS = 20, 60
 """Plans built for the first answer, and trials to improve the best of them."""
@@ -49,8 +49,14 @@ _SLICE = 20
 _MOST_IDLE_TRIALS = 20_000
 """The search ends when so many trials in a row have found nothing."""
 
-_BOUND_FROM, _BOUND_UNTIL = 0.3, 0.7
+_BOUND_FROM, _BOUND_UNTIL = 0.2, 0.75
 """Parts of the time limit between which the bound is worked on."""
+
+_MOST_PLACED = 8
+"""Plans of which the one is taken that is shortest once its groups lie on ranks."""
+
+_ROUNDING = 1e-9
+"""A plan must be so much shorter to be worth placing: sums of doubles differ in order."""
 
 _GOOD_GAP = 0.001
 """A plan this close to its bound is not worth more search."""
@@ -64,6 +70,7 @@ def plan_step(
     clock: Callable[[], float],
     degrees: Sequence[int] | None = None,
     time_limit_s: float = 0.0,
+    existing: Sequence[tuple[int, ...]] = (),
 ) -> StepPlan:
     """Choose waves of sequence groups so that the step is short.
 
@@ -79,6 +86,8 @@ def plan_step(
         degrees: Degrees allowed; None allows all that the profile has.
         time_limit_s: When to stop improving the plan and its bound, in seconds after kernels
             are compiled; 0 returns the first plan, with the area bound.
+        existing: Rank sets that communicators exist for; they are taken again where that costs
+            nothing (`rank_blocks`).
 
     Raises:
         InputError: The batch or the set of degrees is empty, or a length is not >= 1.
@@ -91,7 +100,7 @@ def plan_step(
     check_lengths(lengths, profile=profile, degrees=usable)
     planning = _Planning(
         lengths, profile=profile, num_ranks=num_ranks, degrees=usable, started_s=started_s,
-        clock=clock,
+        clock=clock, existing=existing,
     )  # fmt: skip
     first = planning.first_plan()
     if not time_limit_s or first.gap_fraction <= _GOOD_GAP:
@@ -111,32 +120,74 @@ class _Planning:
         degrees: Sequence[int],
         started_s: float,
         clock: Callable[[], float],
+        existing: Sequence[tuple[int, ...]],
     ) -> None:
+        self._existing = existing
         self._lengths, self._profile, self._num_ranks = lengths, profile, num_ranks
         self._degrees, self._started_s, self._clock = degrees, started_s, clock
         self._costs = BatchCosts(lengths, profile=profile, degrees=degrees)
-        self._search = PackingSearch(self._costs, num_ranks=num_ranks)
-        self._plans = sorted(self._search.builds(_FIRST_BUILDS), key=_seconds)
-        self._search.improve(self._plans[0], trials=_FIRST_TRIALS)
+        self._search, self._plans = self._built(self._costs)
+        self._first = self._best_placed(self._search, self._plans)
+        self._prefer_whole_nodes()
+
+    def _built(self, costs: BatchCosts) -> tuple[PackingSearch, list[PackedWaves]]:
+        """A search and its first plans, the best of them improved a little."""
+        search = PackingSearch(costs, num_ranks=self._num_ranks)
+        plans = sorted(search.builds(_FIRST_BUILDS), key=_seconds)
+        search.improve(plans[0], trials=_FIRST_TRIALS)
+        return search, plans
+
+    def _prefer_whole_nodes(self) -> None:
+        """Go on with degrees that tile nodes, where straddling makes the others slower."""
+        tiling = tiling_degrees(
+            self._degrees, longest=max(self._lengths), token_cap=self._costs.token_cap,
+            ranks_per_node=self._profile.gpus_per_node,
+        )  # fmt: skip
+        base_s = self._plans[0].seconds + self._profile.step_fixed_s
+        if not tiling or self._first[1] <= base_s * (1 + _GOOD_GAP):
+            return
+        costs = BatchCosts(self._lengths, profile=self._profile, degrees=tiling)
+        search, plans = self._built(costs)
+        placed = self._best_placed(search, plans)
+        if placed[1] < self._first[1]:
+            self._search, self._plans, self._first = search, plans, placed
 
     def first_plan(self) -> StepPlan:
         """The best of the plans built first and of all uniform degrees."""
         method: PlanMethod = "heuristic"
-        costs, best = self._costs, self._search.groups(self._plans[0])
-        best_s = packing_s(best, fixed_s=costs.fixed_s)
+        waves, step_s = self._first
         for degree in self._degrees:
-            if max(self._lengths) > degree * costs.token_cap:
+            if max(self._lengths) > degree * self._costs.token_cap:
                 continue
-            work = self._costs.work[degree]
-            work_s = sum(map(float.__mul__, work, map(float, costs.counts)))
-            if work_s / self._num_ranks + costs.fixed_s >= best_s:
+            area_s = self._costs.area_s(degree, num_ranks=self._num_ranks)
+            if area_s + self._costs.fixed_s + self._profile.step_fixed_s >= step_s:
                 continue
-            costs_d = BatchCosts(self._lengths, profile=self._profile, degrees=[degree])
-            uniform = uniform_packing(costs_d, num_ranks=self._num_ranks)
-            uniform_s = packing_s(uniform, fixed_s=costs.fixed_s)
-            if uniform_s < best_s:
-                best, best_s, costs, method = uniform, uniform_s, costs_d, "uniform"
-        return self._plan(best, costs=costs, method=method)
+            costs = BatchCosts(self._lengths, profile=self._profile, degrees=[degree])
+            packing = uniform_packing(costs, num_ranks=self._num_ranks)
+            uniform, uniform_s = self._placed(packing, costs=costs)
+            if uniform_s < step_s:
+                waves, step_s, method = uniform, uniform_s, "uniform"
+        return self._plan(waves, step_s, method=method)
+
+    def _best_placed(
+        self, search: PackingSearch, plans: Sequence[PackedWaves]
+    ) -> tuple[tuple[Wave, ...], float]:
+        """The waves of the plan that is shortest once its groups are placed, and its time."""
+        best: tuple[Wave, ...] = ()
+        best_s = math.inf
+        for plan in sorted(plans, key=_seconds)[:_MOST_PLACED]:
+            if plan.seconds + self._profile.step_fixed_s < best_s * (1 - _ROUNDING):
+                waves, step_s = self._placed(search.groups(plan), costs=search.costs)
+                if step_s < best_s:
+                    best, best_s = waves, step_s
+        return best, best_s
+
+    def _placed(self, packing: Packing, *, costs: BatchCosts) -> tuple[tuple[Wave, ...], float]:
+        waves = placed_waves(
+            packing, costs=costs, profile=self._profile, num_ranks=self._num_ranks,
+            existing=self._existing,
+        )  # fmt: skip
+        return waves, step_seconds(waves, self._lengths, profile=self._profile)
 
     def improved(self, first: StepPlan, *, time_limit_s: float) -> StepPlan:
         """The best plan found within the limit, with the best bound."""
@@ -164,8 +215,8 @@ class _Planning:
         enough_s = bound_s * (1 + _GOOD_GAP) - self._profile.step_fixed_s
         while is_before(1) and best.seconds > enough_s and next(search, False):
             best = min(self._plans, key=_seconds)
-        found = self._plan(self._search.groups(best), costs=self._costs, method="search")
-        plan = found if found.step_s < first.step_s else first
+        waves, step_s = self._best_placed(self._search, self._plans)
+        plan = self._plan(waves, step_s, method="search") if step_s < first.step_s else first
         bound_s = min(bound_s, plan.step_s)
         return replace(
             plan,
@@ -198,9 +249,9 @@ class _Planning:
             idle = 0 if best.seconds < before_s else idle + _SLICE
             yield True
 
-    def _plan(self, packing: Packing, *, costs: BatchCosts, method: PlanMethod) -> StepPlan:
+    def _plan(self, waves: tuple[Wave, ...], step_s: float, *, method: PlanMethod) -> StepPlan:
         return _step_plan(
-            packing, self._lengths, costs=costs, profile=self._profile,
+            waves, self._lengths, step_s=step_s, profile=self._profile,
             num_ranks=self._num_ranks, degrees=self._degrees, method=method,
             started_s=self._started_s, clock=self._clock,
         )  # fmt: skip
@@ -234,18 +285,47 @@ def uniform_step(
     usable = usable_degrees(profile=profile, num_ranks=num_ranks, degrees=[degree])
     check_lengths(lengths, profile=profile, degrees=usable)
     costs = BatchCosts(lengths, profile=profile, degrees=usable)
+    waves = placed_waves(
+        uniform_packing(costs, num_ranks=num_ranks),
+        costs=costs, profile=profile, num_ranks=num_ranks,
+    )  # fmt: skip
     return _step_plan(
-        uniform_packing(costs, num_ranks=num_ranks), lengths,
-        costs=costs, profile=profile, num_ranks=num_ranks, degrees=available, method="uniform",
-        started_s=started_s, clock=clock,
+        waves, lengths, step_s=step_seconds(waves, lengths, profile=profile), profile=profile,
+        num_ranks=num_ranks, degrees=available,
+        method="uniform", started_s=started_s, clock=clock,
     )  # fmt: skip
 
 
-def _step_plan(
+def tiling_degrees(
+    degrees: Sequence[int], *, longest: int, token_cap: int, ranks_per_node: int
+) -> list[int]:
+    """Those that tile nodes, so that none of their groups need straddle.
+
+    None where they cannot hold a sequence of `longest` tokens.
+    """
+    tiling = [d for d in degrees if ranks_per_node % d == 0 or d % ranks_per_node == 0]
+    return tiling if tiling and longest <= max(tiling) * token_cap else []
+
+
+def placed_waves(
     packing: Packing,
-    lengths: Sequence[int],
     *,
     costs: BatchCosts,
+    profile: StepProfile,
+    num_ranks: int,
+    existing: Sequence[tuple[int, ...]] = (),
+) -> tuple[Wave, ...]:
+    """The groups of a packing on their ranks, with their sequences."""
+    members = [iter(indices) for indices in costs.members]
+    blocks = RankBlocks(num_ranks, ranks_per_node=profile.gpus_per_node, existing=existing)
+    return tuple(_wave(groups, members=members, blocks=blocks) for groups in packing)
+
+
+def _step_plan(
+    waves: tuple[Wave, ...],
+    lengths: Sequence[int],
+    *,
+    step_s: float,
     profile: StepProfile,
     num_ranks: int,
     degrees: Sequence[int],
@@ -253,9 +333,6 @@ def _step_plan(
     started_s: float,
     clock: Callable[[], float],
 ) -> StepPlan:
-    members = [iter(indices) for indices in costs.members]
-    waves = tuple(placed_wave(groups, members=members) for groups in packing)
-    step_s = step_seconds(waves, lengths, profile=profile)
     bound_s = area_bound_s(lengths, profile=profile, num_ranks=num_ranks, degrees=degrees)
     bound_s = min(bound_s, step_s)  # they may differ in the last bit where the plan is optimal
     return StepPlan(
@@ -278,33 +355,27 @@ def step_seconds(
 ) -> float:
     """Time of a step: its waves one after the other, each as slow as its slowest group."""
     return profile.step_fixed_s + sum(
-        max(
-            group_s([lengths[i] for i in group.sequences], group.degree, profile=profile)
-            for group in wave.groups
-        )
-        for wave in waves
+        max(placed_seconds(wave, lengths, profile=profile)) for wave in waves
     )
 
 
-def placed_wave(groups: Sequence[OpenGroup], *, members: Sequence[Iterator[int]]) -> Wave:
-    """The groups on contiguous ranks, powers of two aligned to a multiple of their degree.
+def _wave(
+    groups: Sequence[OpenGroup], *, members: Sequence[Iterator[int]], blocks: RankBlocks
+) -> Wave:
+    """The groups on their ranks; of equal degrees the slowest has the best place.
 
     `members` holds the indices into the batch that are not yet placed, by size.
     """
-
-    def by_place(group: OpenGroup) -> tuple[bool, int, int]:
-        return group.degree.bit_count() > 1, -group.degree, group.parts[0][0]
-
+    ordered = sorted(groups, key=lambda group: (-group.degree, -group.seconds, group.parts))
     placed = []
-    first = 0
-    for group in sorted(groups, key=by_place):
-        ranks = tuple(range(first, first + group.degree))
+    for group, ranks in zip(ordered, blocks.place([g.degree for g in ordered]), strict=True):
         sequences = tuple(
             index for size, count in group.parts for index in islice(members[size], count)
         )
-        placed.append(SequenceGroup(ranks=ranks, sequences=sequences))
-        first += group.degree
-    return Wave(groups=tuple(placed))
+        placed.append(
+            SequenceGroup(ranks=ranks, sequences=sequences, attention=group.attention)
+        )
+    return Wave(groups=tuple(sorted(placed, key=lambda group: group.ranks)))
 
 
 def _reason(waves: Sequence[Wave], step_s: float, bound_s: float) -> str:

@@ -4,7 +4,8 @@ A profile's coefficients are those of all layers. Stage s has the share l_s / L 
 the same share of attention, exchange and fixed time; of the time per token it has
 (l_s + o) / (L + o), where o is `Pipeline.output_layers` on the last stage and 0 elsewhere. The
 embedding is a look-up and counts as nothing. A wave takes a stage as long as its slowest group
-does there; groups keep their degree and their ranks' positions from stage to stage.
+does there; groups keep their degree, their attention kind and their ranks' positions from stage
+to stage, so that the same kind is the cheaper one everywhere.
 """
 
 import dataclasses
@@ -13,9 +14,11 @@ from collections.abc import Sequence
 
 from trimtab.core.errors import InputError
 from trimtab.core.pipeline import MicroBatchTimes, Pipeline
-from trimtab.core.profile import StepProfile
+from trimtab.core.plan import Wave
+from trimtab.core.profile import DegreeBandwidth, RingCosts, StepProfile
 from trimtab.planners.packing import OpenGroup
 from trimtab.planners.placement import stage_layers
+from trimtab.planners.rank_blocks import placed_seconds
 from trimtab.planners.timeline import most_held
 
 FORWARD_FRACTION = 1 / 3
@@ -83,18 +86,33 @@ class StageCosts:
             linear_s=self.linear_shares[stage] * profile.linear_s,
             fixed_s=share * profile.fixed_s,
             alltoall_bytes_per_token=share * profile.alltoall_bytes_per_token,
+            bandwidths=_with_share(profile.bandwidths, share),
             token_cap=token_cap,
             step_fixed_s=0.0,
+            ring=_ring_share(profile.ring, share),
         )
 
-    def times(self, wave: Sequence[OpenGroup]) -> MicroBatchTimes:
-        """What a wave takes in every stage."""
-        linear_s, fixed_s = self.profile.linear_s, self.profile.fixed_s
-        by_token = [linear_s * group.tokens / group.degree for group in wave]
-        others = [
-            fixed_s + group.seconds - linear
-            for group, linear in zip(wave, by_token, strict=True)
-        ]
+    def times(self, groups: Sequence[OpenGroup]) -> MicroBatchTimes:
+        """What a wave takes in every stage where its groups lie as well as they can."""
+        return self._times(
+            [self.profile.fixed_s + group.seconds for group in groups],
+            [group.tokens / group.degree for group in groups],
+        )
+
+    def placed_times(self, wave: Wave, lengths: Sequence[int]) -> MicroBatchTimes:
+        """What a wave takes in every stage where its groups lie."""
+        return self._times(
+            placed_seconds(wave, lengths, profile=self.profile),
+            [
+                sum(lengths[index] for index in group.sequences) / group.degree
+                for group in wave.groups
+            ],
+        )
+
+    def _times(self, seconds: Sequence[float], rank_tokens: Sequence[float]) -> MicroBatchTimes:
+        """Of groups that take `seconds` over all stages, with the tokens of a rank of each."""
+        by_token = [self.profile.linear_s * tokens for tokens in rank_tokens]
+        others = [own - linear for own, linear in zip(seconds, by_token, strict=True)]
         stage_s = [
             max(
                 layer_share * other + linear_share * linear
@@ -104,13 +122,34 @@ class StageCosts:
                 self.layer_shares, self.linear_shares, strict=True
             )
         ]
-        tokens = max(group.tokens / group.degree for group in wave)
+        tokens = max(rank_tokens)
         return MicroBatchTimes(
             forward_s=tuple(FORWARD_FRACTION * seconds for seconds in stage_s),
             backward_s=tuple((1 - FORWARD_FRACTION) * seconds for seconds in stage_s),
             send_s=self.send_s_per_token * tokens,
             tokens=tokens,
         )
+
+
+def _with_share(
+    bandwidths: Sequence[DegreeBandwidth], share: float
+) -> tuple[DegreeBandwidth, ...]:
+    """With the latencies of a share of the layers."""
+    return tuple(
+        dataclasses.replace(entry, latency_s=share * entry.latency_s) for entry in bandwidths
+    )
+
+
+def _ring_share(ring: RingCosts | None, share: float) -> RingCosts | None:
+    """What a ring costs in a share of the layers."""
+    if ring is None:
+        return None
+    return dataclasses.replace(
+        ring,
+        quadratic_s=share * ring.quadratic_s,
+        bytes_per_token=share * ring.bytes_per_token,
+        bandwidths=_with_share(ring.bandwidths, share),
+    )
 
 
 def _layers(profile: StepProfile, pipeline: Pipeline) -> tuple[int, ...]:

@@ -27,7 +27,8 @@ class WaveShop:
     """Makes plans of one batch, at one size of the largest wave.
 
     While waves are searched for, their time is divided over the stages as their time per token
-    is; what a plan takes is computed exactly once it is finished.
+    is, and groups lie as well as they can; what a plan takes is computed exactly once it is
+    finished.
     """
 
     def __init__(self, batch_costs: BatchCosts, costs: StageCosts, *, num_ranks: int) -> None:
@@ -112,7 +113,7 @@ class WavePlan:
         )
         self._order: Ints = ints(())
         self.step_s = float("inf")
-        """Exact where `output_layers` is 0."""
+        """Where `output_layers` is 0, the plan takes no longer if its groups lie well."""
         for order in plain_orders([float(waves.wave_s[m]) for m in range(num)]):
             found = ints(order)
             found_s = pipeline_kernels.step_s(self._flow, found, num, self._scratch)

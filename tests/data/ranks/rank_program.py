@@ -122,7 +122,7 @@ def meet(wire: Wire, run_dir: Path, step: int) -> None:
         time.sleep(0.05)
 
 
-def misbehave(what: str, run_dir: Path) -> None:
+def misbehave(what: str, run_dir: Path, *, wire: Wire, step: int) -> None:
     tombstone = run_dir / f"tombstone-{ATTEMPT}"
     print("about to misbehave", flush=True)
     if what == "kill":
@@ -141,23 +141,22 @@ def misbehave(what: str, run_dir: Path) -> None:
         tombstone.touch()
         print("error: data.sources: expected files, got an empty folder", flush=True)
         sys.exit(int(what.removeprefix("exit")))
-    linger(what, run_dir)
-
-
-def linger(what: str, run_dir: Path) -> None:
-    """Misbehave without ending."""
     if what == "freeze":
         os.kill(os.getpid(), signal.SIGSTOP)
     if what == "hang":
         time.sleep(600)
+    linger(what, wire=wire, step=step)
+
+
+def linger(what: str, *, wire: Wire, step: int) -> None:
+    """Stay in the step; the last that is sent meanwhile says so."""
     if what == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        (run_dir / "deaf").touch()
+    wire.send(RankProgressed(time_s=time.time(), rank=RANK, step=step, doing="lingering"))
+    if what == "deaf":
         time.sleep(600)
-    if what == "slow":
-        (run_dir / f"slow-{RANK}").touch()
-        while not stop_asked:
-            time.sleep(0.02)
+    while not stop_asked:
+        time.sleep(0.02)
 
 
 def main() -> None:
@@ -191,7 +190,7 @@ def main() -> None:
             wire.send(StepPlanned(time_s=now, step=step, plan=plan(), lengths=(10,) * 5))
         wire.send(RankProgressed(time_s=now, rank=RANK, step=step, doing="forward"))
         if is_me and str(step) == when:
-            misbehave(what, run_dir)
+            misbehave(what, run_dir, wire=wire, step=step)
         time.sleep(STEP_S)
         meet(wire, run_dir, step)
         send_step(wire, step)

@@ -2,7 +2,6 @@ import asyncio
 import json
 import re
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -410,7 +409,6 @@ def _until_final(
 
 
 def test_a_live_page_does_not_keep_the_server_from_ending(sample: Sample) -> None:
-    began_s = time.monotonic()
     with stream_of(sample.start(), "after=0") as stream:
         next(stream)
-    assert time.monotonic() - began_s < 20
+    # The server has ended here; had it waited for the page, the test's time limit would tell.

@@ -50,12 +50,13 @@ class AgentHost:
             return str(error)
         return self._process.wait()
 
-    def end(self, run_id: str, node: str) -> None:
+    def end(self, run_dir: str, node: str) -> None:
         """End the agent at once, and what it leaves behind."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.kill()
-        with locks.open_node_lock(run_id, node) as lock:
+        self._process.wait()
+        with locks.open_node_lock(Path(run_dir), node) as lock:
             locks.take_over(lock, grace_s=_ORPHAN_GRACE_S)
 
 
@@ -118,8 +119,9 @@ class RayStep:
     def end(self) -> None:
         """End what still runs, at once; on a dead node there is nobody left to ask."""
         self._note_ends()
-        run_id = Path(self._run_dir).name
-        asked = [self._actors[node].end.remote(run_id, node) for node in self._runs.values()]
+        asked = [
+            self._actors[node].end.remote(self._run_dir, node) for node in self._runs.values()
+        ]
         if asked:
             self._ray.wait(asked, num_returns=len(asked), timeout=_END_S, fetch_local=False)
         for actor in self._actors.values():

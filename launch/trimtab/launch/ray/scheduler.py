@@ -23,7 +23,7 @@ from trimtab.core.units import counted
 from trimtab.launch.api import SchedulerView
 from trimtab.launch.limits import check_runnable
 from trimtab.launch.local import device_environment
-from trimtab.launch.nodes import num_nodes
+from trimtab.launch.nodes import job_networks, num_nodes
 from trimtab.launch.ray.demand import fits, node_demand, resource_of
 from trimtab.launch.ray.jobs_api import JobsApi, resolved_address
 from trimtab.launch.ray.runtime_env import local_folder, package, runtime_env
@@ -100,6 +100,7 @@ class RayScheduler:
             num_nodes=num_nodes(job),
             job=job,
             layout=layout,
+            networks=job_networks(job),
             submission=self._submission(job, environment, run_dir=run_dir),
         )
 

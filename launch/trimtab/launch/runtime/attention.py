@@ -1,10 +1,10 @@
-"""The attention core: packed documents, shared by the ranks of a sequence group (Ulysses).
+"""The attention core: packed documents, shared by the ranks of a sequence group.
 
-A group's documents are packed one after the other into one stream of `T` tokens, padded to a
-multiple of the degree, of which each rank holds a contiguous `t = T / degree`. Everything but
-attention works on single tokens and needs no more. For attention an all-to-all trades tokens
-for heads: each rank gets all `T` tokens of `H / degree` heads, attends within each document,
-and a second all-to-all trades back.
+A ring is `ring_attention`'s. With Ulysses, a group's documents are packed one after the other
+into one stream of `T` tokens, padded to a multiple of the degree, of which each rank holds a
+contiguous `t = T / degree`. Everything but attention works on single tokens and needs no more.
+For attention an all-to-all trades tokens for heads: each rank gets all `T` tokens of
+`H / degree` heads, attends within each document, and a second all-to-all trades back.
 
 Dimensions: t tokens of a rank, T tokens of the group, H query heads, K key-value heads,
 D elements of a head, G ranks of the group.
@@ -23,6 +23,7 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows
 
 from trimtab.launch.runtime.clock import StepClock
 from trimtab.launch.runtime.megatron import MegatronModule, PackedSeqParams
+from trimtab.launch.runtime.ring_attention import ZigZag, ring_attend
 
 
 @dataclass
@@ -35,6 +36,8 @@ class GroupPacking(PackedSeqParams):  # type: ignore[misc]  # megatron-core is u
     group: dist.ProcessGroup | None = None
     """None: this rank holds the whole group."""
     degree: int = 1
+    cut: ZigZag | None = None
+    """How a ring shares the documents; None: equal parts of the stream, and Ulysses."""
     cos_tD: torch.Tensor | None = None
     """Rotary cosines of this rank's tokens; None: the model has no rotary positions."""
     sin_tD: torch.Tensor | None = None
@@ -42,7 +45,7 @@ class GroupPacking(PackedSeqParams):  # type: ignore[misc]  # megatron-core is u
 
 
 class GroupedAttention(MegatronModule):  # type: ignore[misc]
-    """Megatron's core-attention seam, filled with packed Ulysses attention."""
+    """Megatron's core-attention seam, filled with packed attention of either kind."""
 
     def __init__(self, config: Any, layer_number: int, **_others: Any) -> None:
         super().__init__(config=config)
@@ -65,6 +68,12 @@ class GroupedAttention(MegatronModule):  # type: ignore[misc]
             key_tKD = rotate(key_tKD, packing.cos_tD, packing.sin_tD)
         if packing.group is None:
             out_tHD = attend_documents(query_tHD, key_tKD, value_tKD, packing.document_lengths)
+        elif packing.cut is not None:
+            assert packing.clock is not None
+            out_tHD = ring_attend(
+                query_tHD, key_tKD, value_tKD,
+                cut=packing.cut, group=packing.group, clock=packing.clock,
+            )  # fmt: skip
         else:
             out_tHD = _attend_shared(query_tHD, key_tKD, value_tKD, packing)
         return out_tHD.reshape(out_tHD.size(0), -1)

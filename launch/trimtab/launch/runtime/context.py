@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch re-exports it
 
 from trimtab.core.cluster import ClusterSpec, GpuSpec
+from trimtab.core.communicators import RankNetwork
 from trimtab.core.errors import InputError, JobFailedError
 from trimtab.core.job import JobSpec
 
@@ -31,6 +32,8 @@ class RankContext:
     """Where the ranks meet: `tcp://host:port` of the store that rank 0 holds."""
     store_fd: int | None = None
     """Rank 0: the store's socket, bound and listening already; None: it binds the port."""
+    networks: tuple[RankNetwork, ...] = ()
+    """Of all ranks; none: each finds its own way."""
 
 
 def check_device(job: JobSpec, context: RankContext) -> None:

@@ -19,6 +19,7 @@ from trimtab.core.plan import Layout
 from trimtab.launch.runtime import megatron
 from trimtab.launch.runtime.attention import GroupedAttention, GroupPacking, rotary_tables
 from trimtab.launch.runtime.clock import StepClock
+from trimtab.launch.runtime.ring_attention import ZigZag
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -39,6 +40,8 @@ class GroupShare:
     """Of the whole group."""
     group: dist.ProcessGroup | None
     degree: int
+    cut: ZigZag | None = None
+    """How a ring shares the documents; None for Ulysses."""
 
 
 class MegatronEngine:
@@ -107,6 +110,7 @@ class MegatronEngine:
             document_lengths=share.document_lengths,
             group=share.group,
             degree=share.degree,
+            cut=share.cut,
             clock=self._clock,
         )
         if self.spec.positions == "rope":

@@ -2,6 +2,7 @@
 
 import logging
 import queue
+import sys
 import warnings
 from typing import Any
 
@@ -14,6 +15,8 @@ warnings.filterwarnings(
     "ignore", category=FutureWarning, module=r"torch\.distributed\.checkpoint"
 )
 
+# Its inference contexts import wandb where it is installed; that takes half a second.
+_hides_wandb = sys.modules.setdefault("wandb", None) is None  # type: ignore[arg-type]
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import (
@@ -29,6 +32,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module, MegatronModule
 
+if _hides_wandb:
+    del sys.modules["wandb"]
 cpu_shim.apply_after_import()
 logging.getLogger("megatron").setLevel(logging.ERROR)
 

@@ -1,5 +1,8 @@
 """One rank's share of a sequence group: documents packed into a stream, and cut evenly."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -8,6 +11,7 @@ from trimtab.core.plan import SequenceGroup
 from trimtab.launch.runtime.batches import SequenceSet
 from trimtab.launch.runtime.documents import Int64Array
 from trimtab.launch.runtime.engine_megatron import GroupShare, device
+from trimtab.launch.runtime.ring_attention import zigzag
 
 
 def pack_share(
@@ -21,8 +25,10 @@ def pack_share(
     """The tokens that `rank` computes of `group`.
 
     The documents follow one another in the order of `group.sequences`; positions start anew in
-    each. The stream is padded to a multiple of the degree with tokens whose loss does not
-    count, and rank i of the group takes the i-th equal part.
+    each. With Ulysses the stream is padded to a multiple of the degree with tokens whose loss
+    does not count, and rank i of the group takes the i-th equal part. In a ring it takes two
+    chunks of every document (`ring_attention`). Either way it has no more tokens than the
+    group's over its degree, rounded up.
 
     Args:
         group: The ranks and the sequences, as indices into `batch`.
@@ -33,26 +39,40 @@ def pack_share(
     """
     ids = [sequences.ids(int(batch[index])) for index in group.sequences]
     lengths = tuple(len(document) - 1 for document in ids)
-    padding = -sum(lengths) % group.degree
-    pad = np.zeros(padding, dtype=np.int64)
-    inputs = np.concatenate([*(document[:-1] for document in ids), pad])
-    labels = np.concatenate([*(document[1:] for document in ids), pad])
-    positions = np.concatenate([*(np.arange(length) for length in lengths), pad])
-    counts = np.concatenate([np.ones(sum(lengths)), pad])
-    per_rank = len(inputs) // group.degree
     place = group.ranks.index(rank)
-    mine = slice(place * per_rank, (place + 1) * per_rank)
+    cut = None
+    if group.attention == "ring" and group.degree > 1:
+        cut = zigzag(lengths, degree=group.degree, place=place)
+        pieces = list(cut.pieces())
+        num_tokens = cut.num_tokens(place)
+    else:
+        num_tokens = -(-sum(lengths) // group.degree)
+        pieces = list(_pieces(lengths, place * num_tokens, (place + 1) * num_tokens))
+    counted = sum(end - begin for _, begin, end in pieces)
+    pad = np.zeros(num_tokens - counted, dtype=np.int64)
     return GroupShare(
-        ids_t=_tensor(inputs[mine]),
-        labels_t=_tensor(labels[mine]),
-        positions_t=_tensor(positions[mine]),
-        counts_t=_tensor(counts[mine].astype(np.float32)),
-        num_tokens=int(counts[mine].sum()),
+        ids_t=_joined([ids[at][begin:end] for at, begin, end in pieces], pad),
+        labels_t=_joined([ids[at][begin + 1 : end + 1] for at, begin, end in pieces], pad),
+        positions_t=_joined([np.arange(begin, end) for _, begin, end in pieces], pad),
+        counts_t=_joined([np.ones(counted, dtype=np.float32)], pad.astype(np.float32)),
+        num_tokens=counted,
         document_lengths=lengths,
         group=communicator,
         degree=group.degree,
+        cut=cut,
     )
 
 
-def _tensor(values: np.ndarray[tuple[int], np.dtype[np.generic]]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device(), non_blocking=True)
+def _pieces(lengths: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Document, begin and end in it of what lies between two places of the packed stream."""
+    start = 0
+    for document, length in enumerate(lengths):
+        first, last = max(0, begin - start), min(length, end - start)
+        if first < last:
+            yield document, first, last
+        start += length
+
+
+def _joined(parts: Sequence[Any], pad: Any) -> torch.Tensor:
+    values = np.ascontiguousarray(np.concatenate([*parts, pad]))
+    return torch.from_numpy(values).to(device(), non_blocking=True)

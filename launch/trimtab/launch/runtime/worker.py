@@ -117,7 +117,7 @@ class Trainer:
         self.engine = MegatronEngine(
             job.model, layout, training=job.training, clock=self._clock
         )
-        self._groups = GroupCache(range(layout.group_ranks))
+        self._groups = GroupCache(range(layout.group_ranks), networks=context.networks)
         self._measured: list[tuple[StepPlan, tuple[int, ...], tuple[float, ...]]] = []
         self._report_start(context)
         self.finished_steps = self._restore()

@@ -15,7 +15,7 @@ from trimtab.launch import staging
 from trimtab.launch.api import SchedulerView
 from trimtab.launch.limits import check_runnable
 from trimtab.launch.local import device_environment
-from trimtab.launch.nodes import num_nodes
+from trimtab.launch.nodes import job_networks, num_nodes
 from trimtab.launch.slurm.arguments import RESERVED
 from trimtab.launch.slurm.capacity import (
     SINFO_FORMAT,
@@ -97,6 +97,7 @@ class SlurmScheduler:
             num_nodes=nodes,
             job=job,
             layout=layout,
+            networks=job_networks(job),
         )
         script = sbatch_script(
             request,

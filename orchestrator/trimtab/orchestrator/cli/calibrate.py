@@ -195,6 +195,13 @@ def _show(result: "Calibration", screen: "Console") -> None:
     table.add_row("per step", duration_text(profile.step_fixed_s))
     for entry in profile.bandwidths:
         table.add_row(f"all-to-all over {entry.degree}", f"{entry.bytes_per_s / GB:.3g} GB/s")
+    if profile.ring is not None:
+        ring = profile.ring
+        table.add_row("per token² in a ring", f"{ring.quadratic_s / MS:.3g} ms")
+        table.add_row("of it hides transfers", f"{ring.overlap_fraction:.0%}")
+        for entry in ring.bandwidths:
+            rate = f"{entry.bytes_per_s / GB:.3g} GB/s"
+            table.add_row(f"ring of {entry.degree}", rate)
     table.add_row("median error of a group", f"{result.median_error_fraction:.1%}")
     screen.print(table)
 

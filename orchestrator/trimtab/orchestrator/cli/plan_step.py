@@ -189,17 +189,16 @@ def _show_wave(
     colours: dict[int, str],
 ) -> None:
     from trimtab.core.units import counted, duration_text
-    from trimtab.planners.costs import group_s
+    from trimtab.planners.rank_blocks import placed_seconds
 
-    seconds = [
-        group_s([lengths[s] for s in group.sequences], group.degree, profile=profile)
-        for group in wave.groups
-    ]
+    seconds = placed_seconds(wave, lengths, profile=profile)
     busy = sum(t * group.degree for t, group in zip(seconds, wave.groups, strict=True))
-    counts = Counter(group.degree for group in wave.groups)
+    counts = Counter((group.degree, group.attention) for group in wave.groups)
+    words = {"ulysses": "degree", "ring": "ring of"}
     groups = "  ".join(
-        f"[{colours[degree]}]{counts[degree]} x degree {degree}[/{colours[degree]}]"
-        for degree in sorted(counts, reverse=True)
+        f"[{colours[degree]}]{counts[degree, kind]} x {words[kind]} {degree}"
+        f"[/{colours[degree]}]"
+        for degree, kind in sorted(counts, reverse=True)
     )
     sequences = counted(sum(len(group.sequences) for group in wave.groups), "sequence")
     out.print()
@@ -213,13 +212,13 @@ def _show_wave(
 
 
 def _rank_lines(wave: "Wave", *, num_ranks: int, colours: dict[int, str]) -> list["Text"]:
-    """One cell a rank; a group is a run of blocks that ends in a half block."""
+    """One cell a rank; each run of a group's ranks is blocks that end in a half block."""
     from rich.text import Text
 
     cells = [("·", "dim")] * num_ranks
     for group in wave.groups:
         for rank in group.ranks:
-            last = rank == group.ranks[-1]
+            last = rank + 1 not in group.ranks
             cells[rank] = ("▌" if last else "█", colours[group.degree])
     lines = []
     for first in range(0, num_ranks, _RANKS_A_LINE):

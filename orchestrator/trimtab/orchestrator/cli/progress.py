@@ -24,7 +24,7 @@ from trimtab.core.events import (
     StepPlanned,
     StepSummarized,
 )
-from trimtab.core.job import JobSpec, JobState
+from trimtab.core.job import JobSpec, JobState, SchedulerName, ScriptSpec
 from trimtab.core.units import duration_text
 from trimtab.orchestrator.cli.output import printable
 from trimtab.orchestrator.cli.watched import Watched
@@ -91,7 +91,14 @@ def follow(
     return state.exit_code if state.exit_code is not None else 1
 
 
-def run_and_follow(job: JobSpec, *, root: Path, console: "Console", interrupted: str) -> RunDir:
+def run_and_follow(
+    job: JobSpec | ScriptSpec,
+    *,
+    root: Path,
+    console: "Console",
+    interrupted: str,
+    scheduler: SchedulerName = "local",
+) -> RunDir:
     """Submit a job and show it until it ends; an interrupt cancels it.
 
     Args:
@@ -99,12 +106,13 @@ def run_and_follow(job: JobSpec, *, root: Path, console: "Console", interrupted:
         root: The folder of the run directories.
         console: Where to show it.
         interrupted: What an interrupt means to who asked for the run, in words.
+        scheduler: Where to run it.
 
     Raises:
         KeyboardInterrupt: The user interrupted; the job has been asked to end.
         JobFailedError: The job did not succeed.
     """
-    run = submit_job(job, root=root)
+    run = submit_job(job, scheduler=scheduler, root=root)
     exit_code = follow(run, console=console, interrupted=interrupted)
     if exit_code == INTERRUPTED:
         cancel_run(run)

@@ -205,8 +205,9 @@ def _groups_text(plans: "PlanSummary") -> str:
     """How groups were predicted, by degree: `degree 1 0.98 of measured, off by 4% (310)`."""
     from trimtab.core.units import counted
 
+    words = {"ulysses": "degree", "ring": "ring of"}
     each = "; ".join(
-        f"degree {group.degree}: {group.ratio:.2f} of measured, off by "
+        f"{words[group.attention]} {group.degree}: {group.ratio:.2f} of measured, off by "
         f"{group.error_fraction:.0%} (median of {group.num_groups})"
         for group in plans.groups
     )

@@ -1,14 +1,15 @@
 """The plan of one step as the page draws it: groups over ranks and predicted time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from trimtab.core.errors import TrimtabError
 from trimtab.core.events import StepPlanned
 from trimtab.core.job import Request
-from trimtab.core.plan import SequenceGroup
+from trimtab.core.plan import SequenceGroup, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.orchestrator.step_planning import step_planner
-from trimtab.planners.costs import group_s
+from trimtab.planners.rank_blocks import placed_seconds
 
 
 def plan_document(
@@ -25,10 +26,7 @@ def plan_document(
     """
     plan = event.plan
     profile = _profile(request)
-    waves = [
-        _wave_document([_group_document(group, event, profile) for group in wave.groups])
-        for wave in plan.waves
-    ]
+    waves = [_wave_document(wave, event, profile) for wave in plan.waves]
     return {
         "step": event.step,
         "num_ranks": min(request.training[1].group_ranks, num_ranks),
@@ -52,30 +50,43 @@ def _profile(request: Request) -> StepProfile | None:
         return None
 
 
-def _wave_document(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    times_s = [group["seconds"] for group in groups]
-    known = None not in times_s
-    return {"groups": groups, "seconds": max(times_s) if known else None}
+def _wave_document(
+    wave: Wave, event: StepPlanned, profile: StepProfile | None
+) -> dict[str, Any]:
+    times_s = _times_s(wave, event.lengths, profile=profile)
+    return {
+        "groups": [
+            _group_document(group, event, seconds)
+            for group, seconds in zip(
+                wave.groups, times_s or [None] * len(wave.groups), strict=True
+            )
+        ],
+        "seconds": max(times_s, default=None),
+    }
 
 
 def _group_document(
-    group: SequenceGroup, event: StepPlanned, profile: StepProfile | None
+    group: SequenceGroup, event: StepPlanned, seconds: float | None
 ) -> dict[str, Any]:
     lengths = [event.lengths[index] for index in group.sequences]
     return {
         "degree": group.degree,
+        "attention": group.attention,
         "ranks": group.ranks,
         "num_sequences": len(lengths),
         "num_tokens": sum(lengths),
         "longest": max(lengths),
-        "seconds": _group_s(lengths, group.degree, profile=profile),
+        "seconds": seconds,
     }
 
 
-def _group_s(lengths: list[int], degree: int, *, profile: StepProfile | None) -> float | None:
+def _times_s(
+    wave: Wave, lengths: Sequence[int], *, profile: StepProfile | None
+) -> tuple[float, ...]:
+    """Predicted times of the groups; none where they cannot be told."""
     if profile is None:
-        return None
+        return ()
     try:
-        return group_s(lengths, degree, profile=profile)
+        return placed_seconds(wave, lengths, profile=profile)
     except TrimtabError:
-        return None  # a degree the profile does not know has no predicted time
+        return ()  # a degree the profile does not know has no predicted time
