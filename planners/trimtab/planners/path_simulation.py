@@ -64,36 +64,32 @@ class Simulation(NamedTuple):
     heap_order: Ints
     heap_event: Ints
     """Events: arrival of path a is a, waking of node n is A + n, departure of a is A + N + a."""
-    counters: Ints
-    """Events in the heap, and events ever sent."""
 
 
 @compiled
-def send(out: Simulation, time_s: float, event: int) -> None:
-    """Put an event into the heap."""
-    k = out.counters[0]
-    order = out.counters[1]
-    out.counters[0] = k + 1
-    out.counters[1] = order + 1
+def push(
+    heap_s: Floats, heap_order: Ints, heap_event: Ints, size: int, time_s: float, order: int,
+    event: int,
+) -> None:  # fmt: skip
+    """Put an event into a heap of `size` events."""
+    k = size
     while k > 0:
         parent = (k - 1) // 2
-        if out.heap_s[parent] <= time_s:
+        if heap_s[parent] <= time_s:
             break
-        out.heap_s[k] = out.heap_s[parent]
-        out.heap_order[k] = out.heap_order[parent]
-        out.heap_event[k] = out.heap_event[parent]
+        heap_s[k] = heap_s[parent]
+        heap_order[k] = heap_order[parent]
+        heap_event[k] = heap_event[parent]
         k = parent
-    out.heap_s[k] = time_s
-    out.heap_order[k] = order
-    out.heap_event[k] = event
+    heap_s[k] = time_s
+    heap_order[k] = order
+    heap_event[k] = event
 
 
 @compiled
-def drop_first(out: Simulation) -> None:
-    """Take the earliest event out of the heap; of equal ones, the one sent first."""
-    size = out.counters[0] - 1
-    out.counters[0] = size
-    time_s, order, event = out.heap_s[size], out.heap_order[size], out.heap_event[size]
+def drop_first(heap_s: Floats, heap_order: Ints, heap_event: Ints, size: int) -> None:
+    """Take the earliest event, of equal ones the one sent first, out; `size` are left."""
+    time_s, order, event = heap_s[size], heap_order[size], heap_event[size]
     k = 0
     while True:
         child = 2 * k + 1
@@ -101,24 +97,19 @@ def drop_first(out: Simulation) -> None:
             break
         right = child + 1
         if right < size and (
-            out.heap_s[right] < out.heap_s[child]
-            or (
-                out.heap_s[right] == out.heap_s[child]
-                and out.heap_order[right] < out.heap_order[child]
-            )
+            heap_s[right] < heap_s[child]
+            or (heap_s[right] == heap_s[child] and heap_order[right] < heap_order[child])
         ):
             child = right
-        if out.heap_s[child] > time_s or (
-            out.heap_s[child] == time_s and out.heap_order[child] > order
-        ):
+        if heap_s[child] > time_s or (heap_s[child] == time_s and heap_order[child] > order):
             break
-        out.heap_s[k] = out.heap_s[child]
-        out.heap_order[k] = out.heap_order[child]
-        out.heap_event[k] = out.heap_event[child]
+        heap_s[k] = heap_s[child]
+        heap_order[k] = heap_order[child]
+        heap_event[k] = heap_event[child]
         k = child
-    out.heap_s[k] = time_s
-    out.heap_order[k] = order
-    out.heap_event[k] = event
+    heap_s[k] = time_s
+    heap_order[k] = order
+    heap_event[k] = event
 
 
 @compiled
@@ -132,23 +123,26 @@ def place_of(operation: int, path_len: int) -> int:
 
 
 @compiled
-def next_to_start(net: Network, path_len: int, node: int, out: Simulation) -> int:
+def next_to_start(
+    at: Ints, first_waiting: Ints, last_waiting: Ints, next_waiting: Ints, node: int,
+    is_full: bool, path_len: int, num_waves: int,
+) -> int:  # fmt: skip
     """Take the first micro-batch that may start out of a node's queue; -1 where none may."""
     before = -1
-    job = out.first_waiting[node]
+    job = first_waiting[node]
     while job >= 0:
-        operation = out.at[job]
-        is_blocked = operation < path_len and out.held[node] >= net.memory[node]
-        if operation == 0 and job % net.num_waves > 0 and out.at[job - 1] <= 2 * path_len:
+        operation = at[job]
+        is_blocked = is_full and operation < path_len
+        if operation == 0 and job % num_waves > 0 and at[job - 1] <= 2 * path_len:
             is_blocked = True
-        after = out.next_waiting[job]
+        after = next_waiting[job]
         if not is_blocked:
             if before < 0:
-                out.first_waiting[node] = after
+                first_waiting[node] = after
             else:
-                out.next_waiting[before] = after
+                next_waiting[before] = after
             if after < 0:
-                out.last_waiting[node] = before
+                last_waiting[node] = before
             return job
         before = job
         job = after
@@ -156,82 +150,32 @@ def next_to_start(net: Network, path_len: int, node: int, out: Simulation) -> in
 
 
 @compiled
-def leave(
-    net: Network, nodes: Ints, path_len: int, job: int, now_s: float, out: Simulation
-) -> None:
-    """Send a micro-batch to its next node, over links that transfers share in turn."""
-    first = job // net.num_waves * path_len
-    operation = out.at[job]
-    source = nodes[first + place_of(operation - 1, path_len)]
-    target = nodes[first + place_of(operation, path_len)]
-    pair = source * len(net.forward_s) + target
+def depart(net: Network, link_free_s: Floats, pair: int, now_s: float) -> float:
+    """When a transfer may start over links that transfers share in turn, which it takes."""
     start_s = now_s
     for k in range(net.first_link[pair], net.first_link[pair + 1]):
-        start_s = max(start_s, out.link_free_s[net.link_of[k]])
+        start_s = max(start_s, link_free_s[net.link_of[k]])
     for k in range(net.first_link[pair], net.first_link[pair + 1]):
-        out.link_free_s[net.link_of[k]] = start_s + net.occupied_s[net.link_of[k]]
-    send(out, start_s + net.delay_s[pair], job)
+        link_free_s[net.link_of[k]] = start_s + net.occupied_s[net.link_of[k]]
+    return start_s
 
 
 @compiled
-def start_next(
-    net: Network, nodes: Ints, path_len: int, node: int, now_s: float, out: Simulation
-) -> None:
-    """Have a free node start what has waited longest, and see to what follows."""
-    job = next_to_start(net, path_len, node, out)
-    if job < 0:
-        return
-    num_nodes = len(net.forward_s)
-    operation = out.at[job]
-    out.start_s[job * (2 * path_len + 1) + operation] = now_s
-    gap_s = net.gap_s
-    if operation < path_len:
-        end_s = now_s + net.forward_s[node]
-        out.held[node] += 1
-        if operation == 0:
-            gap_s = net.first_gap_s
-    elif operation == path_len:
-        end_s = now_s + net.loss_s[node]
-    else:
-        end_s = now_s + net.backward_s[node]
-        out.held[node] -= 1  # nothing starts here before the end
-    out.free_s[node] = end_s + gap_s
-    out.node_end_s[node] = end_s
-    out.at[job] = operation + 1
-    if operation < 2 * path_len:
-        place = job // net.num_waves * path_len + place_of(operation + 1, path_len)
-        pair = node * num_nodes + nodes[place]
-        if net.first_link[pair] < net.first_link[pair + 1]:
-            send(out, end_s, len(out.at) + num_nodes + job)
-        else:
-            send(out, end_s + net.delay_s[pair], job)
-    else:
-        out.end_s[job] = end_s
-    if out.first_waiting[node] >= 0:
-        out.is_woken[node] = 1
-        send(out, out.free_s[node], len(out.at) + node)
-
-
-@compiled
-def prepare(net: Network, release_s: Floats, out: Simulation) -> None:
-    """Every micro-batch is about to arrive at its origin."""
+def clear(net: Network, out: Simulation) -> None:
+    """Nothing has arrived anywhere."""
     for node in range(len(net.forward_s)):
         out.free_s[node] = out.node_end_s[node] = 0.0
         out.held[node] = out.is_woken[node] = 0
         out.first_waiting[node] = out.last_waiting[node] = -1
     for link in range(len(net.occupied_s)):
         out.link_free_s[link] = 0.0
-    out.counters[0] = out.counters[1] = 0
-    for path in range(len(release_s)):
-        for wave in range(net.num_waves):
-            job = path * net.num_waves + wave
-            out.at[job] = 0
-            out.end_s[job] = 0.0
-            send(out, release_s[path] + wave * net.wave_offset_s, job)
+    for job in range(len(out.at)):
+        out.at[job] = 0
+        out.end_s[job] = NEVER_S
 
 
 @compiled
-def simulate(
+def simulate(  # noqa: C901 - one loop: calls with whole tuples make it four times as slow
     net: Network, nodes: Ints, path_len: int, release_s: Floats, out: Simulation
 ) -> float:
     """Time from 0 to the end of the last operation; `NEVER_S` where some never start.
@@ -243,34 +187,84 @@ def simulate(
         release_s: When the first wave of each path may start.
         out: Gets the result.
     """
-    prepare(net, release_s, out)
-    num_jobs, num_nodes = len(out.at), len(net.forward_s)
-    while out.counters[0] > 0:
-        now_s, event = out.heap_s[0], out.heap_event[0]
-        drop_first(out)
+    clear(net, out)
+    heap_s, heap_order, heap_event = out.heap_s, out.heap_order, out.heap_event
+    at, held, free_s = out.at, out.held, out.free_s
+    first_waiting, last_waiting = out.first_waiting, out.last_waiting
+    next_waiting, is_woken = out.next_waiting, out.is_woken
+    first_link, delay_s = net.first_link, net.delay_s
+    num_nodes, num_waves, num_jobs = len(net.forward_s), net.num_waves, len(at)
+    size = order = 0
+    for job in range(num_jobs):
+        arrival_s = release_s[job // num_waves] + job % num_waves * net.wave_offset_s
+        push(heap_s, heap_order, heap_event, size, arrival_s, order, job)
+        size += 1
+        order += 1
+    while size > 0:
+        now_s, event = heap_s[0], heap_event[0]
+        size -= 1
+        drop_first(heap_s, heap_order, heap_event, size)
         if event >= num_jobs + num_nodes:
-            leave(net, nodes, path_len, event - num_jobs - num_nodes, now_s, out)
+            job = event - num_jobs - num_nodes
+            first = job // num_waves * path_len
+            source = nodes[first + place_of(at[job] - 1, path_len)]
+            pair = source * num_nodes + nodes[first + place_of(at[job], path_len)]
+            start_s = depart(net, out.link_free_s, pair, now_s)
+            push(heap_s, heap_order, heap_event, size, start_s + delay_s[pair], order, job)
+            size += 1
+            order += 1
             continue
         if event >= num_jobs:
             node = event - num_jobs
-            out.is_woken[node] = 0
+            is_woken[node] = 0
         else:
-            first = event // net.num_waves * path_len
-            node = nodes[first + place_of(out.at[event], path_len)]
-            out.next_waiting[event] = -1
-            if out.last_waiting[node] < 0:
-                out.first_waiting[node] = event
+            node = nodes[event // num_waves * path_len + place_of(at[event], path_len)]
+            next_waiting[event] = -1
+            if last_waiting[node] < 0:
+                first_waiting[node] = event
             else:
-                out.next_waiting[out.last_waiting[node]] = event
-            out.last_waiting[node] = event
-        if out.free_s[node] <= now_s:
-            start_next(net, nodes, path_len, node, now_s, out)
-        elif out.is_woken[node] == 0:
-            out.is_woken[node] = 1
-            send(out, out.free_s[node], num_jobs + node)
+                next_waiting[last_waiting[node]] = event
+            last_waiting[node] = event
+        if free_s[node] <= now_s:
+            job = next_to_start(
+                at, first_waiting, last_waiting, next_waiting, node,
+                held[node] >= net.memory[node], path_len, num_waves,
+            )  # fmt: skip
+            if job < 0:
+                continue
+            operation = at[job]
+            out.start_s[job * (2 * path_len + 1) + operation] = now_s
+            gap_s = net.gap_s
+            if operation < path_len:
+                end_s = now_s + net.forward_s[node]
+                held[node] += 1
+                if operation == 0:
+                    gap_s = net.first_gap_s
+            elif operation == path_len:
+                end_s = now_s + net.loss_s[node]
+            else:
+                end_s = now_s + net.backward_s[node]
+                held[node] -= 1  # nothing starts here before the end
+            free_s[node] = end_s + gap_s
+            out.node_end_s[node] = end_s
+            at[job] = operation + 1
+            if operation < 2 * path_len:
+                place = place_of(operation + 1, path_len)
+                pair = node * num_nodes + nodes[job // num_waves * path_len + place]
+                arrival_s, what = end_s + delay_s[pair], job
+                if first_link[pair] < first_link[pair + 1]:
+                    arrival_s, what = end_s, num_jobs + num_nodes + job
+                push(heap_s, heap_order, heap_event, size, arrival_s, order, what)
+                size += 1
+                order += 1
+            else:
+                out.end_s[job] = end_s
+        if first_waiting[node] >= 0 and is_woken[node] == 0 and free_s[node] > now_s:
+            is_woken[node] = 1
+            push(heap_s, heap_order, heap_event, size, free_s[node], order, num_jobs + node)
+            size += 1
+            order += 1
     total_s = 0.0
     for job in range(num_jobs):
-        if out.at[job] <= 2 * path_len:
-            return NEVER_S
         total_s = max(total_s, out.end_s[job])
     return total_s

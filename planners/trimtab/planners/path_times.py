@@ -58,7 +58,6 @@ def empty_simulation(instance: PathInstance, *, num_paths: int, path_len: int) -
         heap_s=zero_floats(num_events),
         heap_order=zero_ints(num_events),
         heap_event=zero_ints(num_events),
-        counters=zero_ints(2),
     )
 
 
