@@ -78,6 +78,8 @@ class PathSearch:
         )
         self._search = _empty_search(instance)
         self.best: FoundPaths | None = None
+        self.num_found = 0
+        """Schedules that were annealed."""
 
     def start(self) -> FoundPaths:
         """A new schedule by chance, simulated.
@@ -187,6 +189,7 @@ class PathSearch:
             yield
 
     def _note(self, found: FoundPaths) -> FoundPaths:
+        self.num_found += 1
         if self.best is None or found.step_s < self.best.step_s:
             self.best = found
         return found
