@@ -52,7 +52,9 @@ class StageOrder:
         if max(distances, default=0) > self.max_swap_distance:
             return f"swaps over {max(distances)} stages, not {self.max_swap_distance}"
         if sum(distances) > self.max_swap_total_distance:
-            return f"swaps over {sum(distances)} stages in all, not {self.max_swap_total_distance}"
+            return (
+                f"swaps over {sum(distances)} stages in all, not {self.max_swap_total_distance}"
+            )
         return None
 
 
@@ -150,9 +152,7 @@ class PathInstance:
             raise InputError(f"delay_s: expected {num_nodes} rows, got {len(self.delay_s)}")
         for i, row in enumerate(self.delay_s):
             if len(row) != num_nodes:
-                raise InputError(
-                    f"delay_s[{i}]: expected {num_nodes} entries, got {len(row)}"
-                )
+                raise InputError(f"delay_s[{i}]: expected {num_nodes} entries, got {len(row)}")
             for j, delay in enumerate(row):
                 if delay != math.inf:
                     checks.not_negative(f"delay_s[{i}][{j}]", delay)
@@ -194,7 +194,13 @@ class PathInstance:
     def in_stage_delay_s(self, partitions: tuple[tuple[int, ...], ...]) -> float:
         """The largest delay between two nodes of one stage, which its reduction waits for."""
         return max(
-            (self.delay_s[i][j] for nodes in partitions for i in nodes for j in nodes if i != j),
+            (
+                self.delay_s[i][j]
+                for nodes in partitions
+                for i in nodes
+                for j in nodes
+                if i != j
+            ),
             default=0.0,
         )
 
@@ -204,7 +210,9 @@ class PathInstance:
 
         Source: Thakur, Rabenseifner & Gropp (2005), ring all-reduce.
         """
-        return max((self.pair_closing_s(i, j, len(nodes)) for i in nodes for j in nodes), default=0.0)
+        return max(
+            (self.pair_closing_s(i, j, len(nodes)) for i in nodes for j in nodes), default=0.0
+        )
 
     def pair_closing_s(self, i: int, j: int, num_members: int) -> float:
         """Time of a ring all-reduce among so many nodes whose slowest link is from i to j."""

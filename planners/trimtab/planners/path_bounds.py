@@ -29,7 +29,8 @@ _MOST_PATHS = 60_000
 _MOST_VISITS = 20_000
 _CAP_STEPS = 24
 _BOUND_STEPS = 8
-_SLACK = 1e-9
+_WANTED = 1.08
+"""Step over bound that is asked for first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,9 @@ class OriginTimes:
 
         The longest gets the first release, which is best for it and so for the bound.
         """
-        runs, gaps, lags = [], [], []
+        runs: list[float] = []
+        gaps: list[float] = []
+        lags: list[float] = []
         for time_s in sorted(wave_s, reverse=True):
             away_s = max(0.0, time_s - self._forward_s - self._backward_s)
             for _ in range(self._num_waves):
@@ -70,8 +73,14 @@ class OriginTimes:
         heads = [0.0] * len(wave_s)
         return float(
             least_end_s(
-                2 * self._num_waves, floats(runs), floats(gaps), floats(lags), floats(heads),
-                min(stop_s, 1e299), _MOST_VISITS, *self._scratch,
+                2 * self._num_waves,
+                floats(runs),
+                floats(gaps),
+                floats(lags),
+                floats(heads),
+                min(stop_s, 1e299),
+                _MOST_VISITS,
+                *self._scratch,
             )  # fmt: skip
         )
 
@@ -143,11 +152,14 @@ class PathBounds:
         columns = self._all_columns()
         if columns is None:
             return None
-        refuted_s, open_s = low_s, self._step_s
+        refuted_s, open_s, tried = low_s, self._step_s, False
         for _ in range(_BOUND_STEPS):
             if is_over() or open_s - refuted_s < 1e-3 * open_s:
                 break
-            middle_s = (refuted_s + open_s) / 2
+            middle_s = max(refuted_s, self._step_s / _WANTED) if not tried else 0.0
+            if not refuted_s < middle_s < open_s:
+                middle_s = (refuted_s + open_s) / 2
+            tried = True
             if self._is_refuted(middle_s, columns, is_whole, time_limit_s):
                 refuted_s = middle_s
             else:
@@ -162,9 +174,7 @@ class PathBounds:
         self, step_s: float, columns: list[PathColumn], is_whole: bool, time_limit_s: float
     ) -> bool:
         instance = self._instance
-        caps = {
-            o: self._times_of[o].caps_s(self._shortest_s(o), step_s) for o in self._origins
-        }
+        caps = {o: self._times_of[o].caps_s(self._shortest_s(o), step_s) for o in self._origins}
         usable = {o: levels for o, levels in caps.items() if levels}
         if len(usable) < instance.partition_sizes[0]:
             return True
@@ -206,8 +216,8 @@ class PathBounds:
             if count < 0:
                 return None
             for c in range(count):
-                nodes = out_nodes[c * length + 1 : (c + 1) * length]
-                key = origin, tuple(sorted(int(n) for n in nodes))
+                places = range(c * length + 1, (c + 1) * length)
+                key = origin, tuple(sorted(int(out_nodes[i]) for i in places))
                 best[key] = min(best.get(key, math.inf), float(out_s[c]))
             if len(best) > _MOST_PATHS:
                 return None

@@ -201,7 +201,9 @@ def _paths_per_origin(fields: dict[str, Any], memory: tuple[int, ...], waves: in
 
 
 def _memory(value: Any, num_nodes: int) -> tuple[int, ...]:
-    per_node = _list("memory", value, num_nodes) if isinstance(value, list) else [value] * num_nodes
+    per_node = (
+        _list("memory", value, num_nodes) if isinstance(value, list) else [value] * num_nodes
+    )
     for node, held in enumerate(per_node):
         field = f"memory[{node}]" if isinstance(value, list) else "memory"
         if held == 0 and held is not False:
@@ -227,7 +229,10 @@ def _forwards(fields: dict[str, Any], num_nodes: int) -> tuple[float, ...]:
 
 
 def _delays(fields: dict[str, Any], num_nodes: int) -> tuple[tuple[float, ...], ...]:
-    for field, check in (("latency_ms", checks.not_negative), ("bandwidth_GiBps", checks.positive)):
+    for field, check in (
+        ("latency_ms", checks.not_negative),
+        ("bandwidth_GiBps", checks.positive),
+    ):
         if field in fields:
             _matrix(field, fields[field], num_nodes, check)
     if "delay_s" in fields:

@@ -84,7 +84,7 @@ def most_paths(
     origins = pulp.LpAffineExpression(dict.fromkeys(y.values(), 1.0))
     count = float(instance.partition_sizes[0])
     model.addConstraint(pulp.LpConstraint(origins, pulp.LpConstraintEQ, "origins", count))
-    model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit_s))
+    model.solve(pulp.HiGHS(msg=False, threads=1, timeLimit=time_limit_s))
     if model.sol_status == pulp.LpSolutionInfeasible:
         return 0.0
     if is_whole:

@@ -27,7 +27,7 @@ from trimtab.planners.path_times import path_times, schedule_problems
 
 RUNGS = ("reroute", "fewer micro-batches", "higher skip", "more memory", "drop a replica")
 
-_WARM_TRIALS, _ROUGH_TRIALS, _COLD_TRIALS = 1_000, 8_000, 1_000
+_WARM_TRIALS, _ROUGH_TRIALS, _COLD_TRIALS = 2_000, 12_000, 2_000
 _FILLS = 20
 _SEED = 23_758
 
@@ -81,7 +81,8 @@ def replan(
     stage_of = schedule.stage_of
     if without not in stage_of:
         raise InputError(
-            f"without: expected a node that serves a stage, {_shown(stage_of)}, got {without}"
+            f"without: node {without} serves no stage; expected one of "
+            f"{', '.join(map(str, sorted(stage_of)))}"
         )
     partitions = tuple(
         tuple(node for node in nodes if node != without) for nodes in schedule.partitions
@@ -176,7 +177,9 @@ def _without_replica(
     what = f"{len(stages[0])} origins instead of {instance.partition_sizes[0]}"
     empty = [stage for stage, nodes in enumerate(stages) if not nodes]
     for stage in empty:
-        donor = 0 if len(stages[0]) > 1 else max(range(len(stages)), key=lambda s: len(stages[s]))
+        donor = (
+            0 if len(stages[0]) > 1 else max(range(len(stages)), key=lambda s: len(stages[s]))
+        )
         if len(stages[donor]) < 2:
             raise InfeasibleError(f"no stage has a node to spare for stage {stage}")
         others = [node for nodes in stages for node in nodes]
@@ -190,9 +193,7 @@ def _without_replica(
         dropped = stages[0].pop()
         lost = tuple(sorted({*lost, dropped}))
         what = f"origin {dropped} goes too"
-    left = dataclasses.replace(
-        instance, partition_sizes=tuple(map(len, stages)), without=lost
-    )
+    left = dataclasses.replace(instance, partition_sizes=tuple(map(len, stages)), without=lost)
     partitions = tuple(map(tuple, stages))
     try:
         stage_quotas(left, partitions)
@@ -235,7 +236,9 @@ def _filled(instance: PathInstance, partitions: Partitions, paths: Paths) -> Pat
     """Old paths that are still possible, and new ones where none is left; None: no luck."""
     generator = random.Random(_SEED)  # noqa: S311 - no secret is drawn
     stage_of = {node: stage for stage, nodes in enumerate(partitions) for node in nodes}
-    kept = {origin: _still_possible(instance, stage_of, origin, paths) for origin in partitions[0]}
+    kept = {
+        origin: _still_possible(instance, stage_of, origin, paths) for origin in partitions[0]
+    }
     for _ in range(_FILLS):
         left = dict(enumerate(stage_quotas(instance, partitions), start=1))
         room = {n: instance.memory[n] for nodes in partitions[1:] for n in nodes}
@@ -308,7 +311,3 @@ def _new_path(
         room[node] -= 1
         left[stage] -= 1
     return tuple(path)
-
-
-def _shown(stage_of: dict[int, int]) -> str:
-    return f"one of {len(stage_of)}"

@@ -99,11 +99,11 @@ class PathSearch:
     def take(self, partitions: Partitions, paths: Paths) -> FoundPaths:
         """Simulate a given schedule, which keeps the rules."""
         stage_of = [-1] * self.instance.num_nodes
-        for stage, nodes in enumerate(partitions):
-            for node in nodes:
+        for stage, members in enumerate(partitions):
+            for node in members:
                 stage_of[node] = stage
-        nodes = [node for path in paths for node in path]
-        found = FoundPaths(NEVER_S, tuple(nodes), tuple(stage_of))
+        nodes = tuple(node for path in paths for node in path)
+        found = FoundPaths(NEVER_S, nodes, tuple(stage_of))
         self._load(found)
         step_s = kernels.step_s(self._rules, self._net, self._search, self._out)
         return self._note(FoundPaths(float(step_s), found.nodes, found.stage_of))

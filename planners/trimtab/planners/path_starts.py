@@ -1,5 +1,6 @@
 """Schedules to start a search from: any arrangement, any paths, that keep the rules."""
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -67,7 +68,7 @@ def random_paths(
     for _ in range(_TRIES):
         left = list(quotas)
         stages = [_path_stages(instance, left, generator) for _ in range(instance.num_paths)]
-        if all(instance.order.problem((0, *path)) is None for path in stages):
+        if _shorten_jumps(instance, stages, generator):
             return _with_nodes(instance, partitions, stages, generator)
     raise InfeasibleError(
         f"no paths were found that visit {instance.path_len} of {instance.num_stages} stages "
@@ -127,15 +128,43 @@ def _bring_near(
     return not any(excesses)
 
 
+def _shorten_jumps(
+    instance: PathInstance, stages: list[list[int]], generator: random.Random
+) -> bool:
+    """Exchange stages between paths while that shortens jumps; whether all are allowed then."""
+
+    def excess(path: Sequence[int]) -> int:
+        return sum(
+            max(0, there - here - instance.order.max_stage_jump)
+            for here, there in itertools.pairwise([0, *path])
+        )
+
+    for _ in range(_SWAPS_PER_NODE * len(stages)):
+        far = [a for a, path in enumerate(stages) if excess(path)]
+        if not far:
+            return True
+        a, b = generator.choice(far), generator.randrange(len(stages))
+        gives = [stage for stage in stages[a] if stage not in stages[b]]
+        takes = [stage for stage in stages[b] if stage not in stages[a]]
+        if not gives or not takes:
+            continue
+        give, take = generator.choice(gives), generator.choice(takes)
+        one = sorted([take, *(stage for stage in stages[a] if stage != give)])
+        other = sorted([give, *(stage for stage in stages[b] if stage != take)])
+        if excess(one) + excess(other) <= excess(stages[a]) + excess(stages[b]):
+            stages[a], stages[b] = one, other
+    return not any(excess(path) for path in stages)
+
+
 def _path_stages(
     instance: PathInstance, left: list[int], generator: random.Random
-) -> tuple[int, ...]:
+) -> list[int]:
     """The stages with most paths still to come, ascending; takes one of each."""
     by_need = sorted(range(len(left)), key=lambda s: (-left[s], generator.random()))
     chosen = sorted(by_need[: instance.path_len - 1])
     for stage in chosen:
         left[stage] -= 1
-    return tuple(stage + 1 for stage in chosen)
+    return [stage + 1 for stage in chosen]
 
 
 def _with_nodes(

@@ -50,9 +50,7 @@ def plan_paths(
         assert search.best is not None
         return search.best.step_s <= bound.seconds * (1 + _PROVEN)
 
-    search.run(
-        lambda: clock() - started_s >= _SEARCH_SHARE * time_limit_s or is_proven()
-    )
+    search.run(lambda: clock() - started_s >= _SEARCH_SHARE * time_limit_s or is_proven())
     assert search.best is not None
     schedule = search.schedule(search.best)
     times = path_times(instance, schedule)
@@ -100,7 +98,9 @@ def check_connected(instance: PathInstance) -> None:
         i
         for i in nodes
         if all(
-            math.inf in (instance.delay_s[i][j], instance.delay_s[j][i]) for j in nodes if j != i
+            math.inf in (instance.delay_s[i][j], instance.delay_s[j][i])
+            for j in nodes
+            if j != i
         )
     ]
     if lone:
