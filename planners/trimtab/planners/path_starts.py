@@ -20,11 +20,8 @@ def stage_quotas(instance: PathInstance, partitions: Partitions) -> list[int]:
     Raises:
         InfeasibleError: All stages together hold too few.
     """
-    most = [
-        min(instance.num_paths, sum(instance.memory[node] for node in nodes))
-        for nodes in partitions[1:]
-    ]
-    wanted = instance.num_paths * (instance.path_len - 1)
+    most = _most_per_stage(instance, partitions)
+    wanted = _wanted(instance)
     if wanted > sum(most):
         raise InfeasibleError(_shortage(instance, wanted, sum(most)))
     quotas = [0] * len(most)
@@ -45,11 +42,17 @@ def random_partitions(
         InfeasibleError: None was found.
     """
     nodes = [node for node in range(instance.num_nodes) if node not in instance.without]
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         generator.shuffle(nodes)
+        if attempt >= _TRIES // 2:  # memory is short: origins need it least
+            nodes.sort(key=instance.memory.__getitem__)
         partitions = _cut(nodes, instance.partition_sizes)
-        if _bring_near(instance, partitions, generator, most_in_stage_s):
-            return tuple(map(tuple, partitions))
+        if not _bring_near(instance, partitions, generator, most_in_stage_s):
+            continue
+        found = tuple(map(tuple, partitions))
+        if attempt + 1 < _TRIES and _holds(instance, found) < _wanted(instance):
+            continue
+        return found
     raise InfeasibleError(
         f"no arrangement was found whose stages have no two nodes more than "
         f"{most_in_stage_s:g} s apart; allow more by --most-in-stage-delay"
@@ -75,6 +78,21 @@ def random_paths(
         f"and advance at most {instance.order.max_stage_jump} at once; allow a larger "
         "max_stage_jump or a smaller skip_ratio"
     )
+
+
+def _wanted(instance: PathInstance) -> int:
+    return instance.num_paths * (instance.path_len - 1)
+
+
+def _holds(instance: PathInstance, partitions: Partitions) -> int:
+    return sum(_most_per_stage(instance, partitions))
+
+
+def _most_per_stage(instance: PathInstance, partitions: Partitions) -> list[int]:
+    return [
+        min(instance.num_paths, sum(instance.memory[node] for node in nodes))
+        for nodes in partitions[1:]
+    ]
 
 
 def _shortage(instance: PathInstance, wanted: int, held: int) -> str:
