@@ -15,13 +15,13 @@ Chain = list[tuple[float, float, float]]
 def _least_end_s(chains: list[Chain], heads: list[float], *, most_visits: int = 10**6) -> float:
     depth = sum(map(len, chains)) + 1
     steps = [step for chain in chains for step in chain]
-    return float(
-        least_end_s(
-            len(chains[0]), *(floats(step[i] for step in steps) for i in range(3)),
-            floats(heads), 1e9, most_visits, zero_ints(len(chains) * depth),
-            zero_floats(len(chains) * depth), zero_floats(depth), zero_ints(depth),
-        )
+    runs, pauses, lags = (floats(step[i] for step in steps) for i in range(3))
+    end_s = least_end_s(
+        len(chains[0]), runs, pauses, lags, floats(heads), 1e9, most_visits,
+        zero_ints(len(chains) * depth), zero_floats(len(chains) * depth), zero_floats(depth),
+        zero_ints(depth),
     )  # fmt: skip
+    return float(end_s)
 
 
 def _tried_s(chains: list[Chain], heads: list[float]) -> float:

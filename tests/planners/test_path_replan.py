@@ -70,12 +70,16 @@ def test_more_skipping_comes_after_fewer_micro_batches() -> None:
 def test_a_stage_without_a_node_takes_one_of_another() -> None:
     instance = case("n06_s4_skip50")
     partitions = arrangement("n06_s4_skip50")
-    paths = [(origin, partitions[k + 1][0]) for k, origin in enumerate(partitions[0]) for _ in range(3)]
+    paths = [
+        (origin, partitions[k + 1][0])
+        for k, origin in enumerate(partitions[0])
+        for _ in range(3)
+    ]
     schedule = schedule_of(instance, partitions, paths)
     assert schedule_problems(instance, schedule) == []
     lost = partitions[2][0]
     found = replan(instance, schedule, without=lost)
-    assert f"serves stage 2" in found.rungs[-1].reason
+    assert "serves stage 2" in found.rungs[-1].reason
     assert len(found.schedule.partitions[2]) == 1
     assert schedule_problems(found.instance, found.schedule) == []
 
@@ -108,9 +112,10 @@ def test_the_only_origin_cannot_be_replaced() -> None:
     alone = small_instance(partition_sizes=(4,), path_len=1, paths_per_origin=1)
     gone = schedule_of(alone, [[0, 1, 2, 3]], [(0,), (1,), (2,), (3,)])
     assert replan(alone, gone, without=2).instance.partition_sizes == (3,)
+    single = small_instance(
+        partition_sizes=(1, 1), paths_per_origin=1, path_len=2, memory=(1, 1),
+        forward_s=(1.0, 1.0), delay_s=((0.0, 1.0), (1.0, 0.0)),
+    )  # fmt: skip
+    last = schedule_of(single, [[0], [1]], [(0, 1)])
     with pytest.raises(InfeasibleError, match="nothing can be planned"):
-        single = small_instance(
-            partition_sizes=(1, 1), paths_per_origin=1, path_len=2, memory=(1, 1),
-            forward_s=(1.0, 1.0), delay_s=((0.0, 1.0), (1.0, 0.0)),
-        )  # fmt: skip
-        replan(single, schedule_of(single, [[0], [1]], [(0, 1)]), without=1)
+        replan(single, last, without=1)

@@ -19,7 +19,9 @@ def _stored() -> Iterator[Any]:
         for key, value in document(name, kind).items():
             if isinstance(value, dict) and value.get("paths"):
                 copies = value.get("microbatches_per_path_per_wave", 1)
-                yield pytest.param(name, value["paths"], copies, value["event_sim_s"], id=f"{name}-{key}")
+                yield pytest.param(
+                    name, value["paths"], copies, value["event_sim_s"], id=f"{name}-{key}"
+                )
             elif key.endswith("_paths"):
                 time_s = document(name, kind)[key.replace("_paths", "_event_sim_s")]
                 yield pytest.param(name, value, 1, time_s, id=f"{name}-{key}")
@@ -70,8 +72,8 @@ def test_a_wave_starts_when_the_one_before_is_back_and_the_node_has_paused() -> 
 
 
 def test_a_pause_follows_every_operation() -> None:
-    # the second forward of the origin waits for 2 + 0.09; on node 1 it then comes at 5.09, before
-    # the node is free at 3 + 2 + 0.13
+    # the second forward of the origin waits for 2 + 0.09; on node 1 it then comes at 5.09,
+    # before the node is free at 3 + 2 + 0.13
     times = _times(line_instance(), (0, 1), (0, 1), release_s=(0.0, 0.0))
     assert times.starts_s[1][0][:2] == pytest.approx((2.09, 5.13))
 
@@ -89,9 +91,7 @@ def test_nodes_may_differ_in_speed() -> None:
 
 def test_transfers_pass_a_shared_link_in_turn() -> None:
     link = SharedLink(pairs=((0, 1),), transfer_s=10.0)
-    times = _times(
-        line_instance(shared_links=(link,)), (0, 1), (0, 1), release_s=(0.0, 0.0)
-    )
+    times = _times(line_instance(shared_links=(link,)), (0, 1), (0, 1), release_s=(0.0, 0.0))
     # forwards end at 2 and 4.09; the wire is taken until 12, and the delay is 1
     assert times.starts_s[0][0][1] == 3.0
     assert times.starts_s[1][0][1] == 13.0

@@ -1,8 +1,8 @@
 """Micro-batches on stage paths: the nodes and links they run on, and a schedule of them.
 
-Nodes on uneven links hold pipeline stages; stage 0 (embedding, head and loss) is on the origins.
-A micro-batch starts at its origin, visits some of the other stages, comes back for the loss and
-runs backward over the same nodes in reverse.
+Nodes on uneven links hold pipeline stages; stage 0 (embedding, head and loss) is on the
+origins. A micro-batch starts at its origin, visits some of the other stages, comes back for the
+loss and runs backward over the same nodes in reverse.
 
 Source of the setting: SkipPipe, arXiv:2502.19913.
 """
@@ -205,8 +205,7 @@ class PathInstance:
         )
 
     def closing_s(self, nodes: tuple[int, ...]) -> float:
-        """Time of the gradient reduction of a stage on these nodes: a ring, if its slowest pair
-        were in it.
+        """Time of the gradient reduction of a stage: a ring with its slowest pair in it.
 
         Source: Thakur, Rabenseifner & Gropp (2005), ring all-reduce.
         """

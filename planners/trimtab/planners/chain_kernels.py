@@ -1,8 +1,8 @@
-"""How soon one node can be done with the operations of some micro-batches, whatever their order.
+"""How soon one node can be done with the operations of some micro-batches, in any order.
 
-Every micro-batch path is a chain of operations on the node, with least times between them: what
-happens elsewhere, as if it had all else for itself. The node runs one operation at a time and
-pauses after each. The least end of all chains, over all orders, is found by branch and bound over
+Every path is a chain of operations on the node, with least times between them: what happens
+elsewhere, as if it had all else for itself. The node runs one operation at a time and pauses
+after each. The least end of all chains, over all orders, is found by branch and bound over
 active schedules.
 
 Source of active schedules: Giffler & Thompson (1960).

@@ -4,7 +4,7 @@ from trimtab.planners.compiled import Floats, Ints, compiled
 
 
 @compiled
-def list_paths(
+def list_paths(  # noqa: C901 - one loop over a stack
     round_trip_s: Floats,
     work_s: Floats,
     rest_s: Floats,

@@ -1,13 +1,13 @@
 """Lower bounds on the step of any schedule of stage paths, whoever serves whichever stage.
 
-Of an origin whose K paths take at least l_1 .. l_K seconds a wave with all else for themselves,
-the forwards and backwards alone, on one machine and in whatever order, end no sooner than
-T(l_1 .. l_K) (`chain_kernels`), which grows with every l. So in a step of at most T seconds an
-origin has at most k - 1 paths longer than c_k(T), where c_k(T) is the longest l for which k paths
-of l and K - k of its shortest one end in time. Whether paths can be chosen like that, so that no
-node takes more than its memory, is a program (`path_program`); the bound is the largest T for which
-they cannot. Swaps, in-stage delays and every conflict outside the origin are relaxed, so it holds
-for each schedule that keeps the rules, under contention or not.
+Take an origin whose K paths take at least l_1 .. l_K seconds a wave with all else for
+themselves. Its forwards and backwards alone, on one machine and in whatever order, end no
+sooner than T(l_1 .. l_K) (`chain_kernels`), which grows with every l. So in a step of at most T
+seconds an origin has at most k - 1 paths longer than c_k(T), the longest l for which k paths of
+l and K - k of its shortest one end in time. Whether paths can be chosen like that, so that no
+node takes more than its memory, is a program (`path_program`); the bound is the largest T for
+which they cannot. The number of swaps, in-stage delays and every conflict outside the origin
+are relaxed, so it holds for each schedule that keeps the rules.
 """
 
 import math
@@ -18,7 +18,7 @@ import numpy as np
 
 from trimtab.core.stage_paths import PathInstance
 from trimtab.planners.chain_kernels import least_end_s
-from trimtab.planners.compiled import floats, ints, zero_floats, zero_ints
+from trimtab.planners.compiled import Ints, floats, ints, zero_floats, zero_ints
 from trimtab.planners.path_bound_kernels import list_paths
 from trimtab.planners.path_program import PathColumn, most_paths
 from trimtab.planners.path_starts import Partitions
@@ -71,18 +71,11 @@ class OriginTimes:
                 gaps += self._gaps
                 lags += [away_s, 0.0]
         heads = [0.0] * len(wave_s)
-        return float(
-            least_end_s(
-                2 * self._num_waves,
-                floats(runs),
-                floats(gaps),
-                floats(lags),
-                floats(heads),
-                min(stop_s, 1e299),
-                _MOST_VISITS,
-                *self._scratch,
-            )  # fmt: skip
-        )
+        end_s = least_end_s(
+            2 * self._num_waves, floats(runs), floats(gaps), floats(lags), floats(heads),
+            min(stop_s, 1e299), _MOST_VISITS, *self._scratch,
+        )  # fmt: skip
+        return float(end_s)
 
     def caps_s(self, shortest_s: float, step_s: float) -> list[float]:
         """c_1 .. c_K for a step; empty where even its shortest paths are too long."""
@@ -185,22 +178,15 @@ class PathBounds:
         return most < instance.num_paths - 1e-4
 
     def _all_columns(self) -> list[PathColumn] | None:
-        """Every path that may be part of a step shorter than the known one, the shortest order
-        of each set of nodes; None where there are too many."""
+        """Every path that may be part of a step shorter than the known one.
+
+        Of each set of nodes the shortest order; None where there are too many.
+        """
         if self._columns is not None:
             return self._columns
         instance = self._instance
-        num_nodes, length = instance.num_nodes, instance.path_len
-        stage_of = [-1] * num_nodes
-        if self._fixed:
-            for stage, nodes in enumerate(self._fixed):
-                for node in nodes:
-                    stage_of[node] = stage
-        else:
-            for node in self._visited:
-                stage_of[node] = node + 1
-        jump = instance.order.max_stage_jump if self._fixed else num_nodes
-        back = instance.order.max_swap_distance if self._fixed else num_nodes
+        length = instance.path_len
+        stage_of, jump, back = self._stages()
         trips, work = floats(self._trip_s.ravel()), floats(self._work_s)
         out_nodes, out_s = zero_ints(_MOST_PATHS * length), zero_floats(_MOST_PATHS)
         best: dict[tuple[int, tuple[int, ...]], float] = {}
@@ -211,7 +197,7 @@ class PathBounds:
                 continue
             count = list_paths(
                 trips, work, floats(self._rest_s(origin).ravel()), origin, length,
-                min(caps[0], NO_LINK_S / 2), ints(stage_of), jump, back, out_nodes, out_s,
+                min(caps[0], NO_LINK_S / 2), stage_of, jump, back, out_nodes, out_s,
             )  # fmt: skip
             if count < 0:
                 return None
@@ -223,6 +209,21 @@ class PathBounds:
                 return None
         self._columns = [PathColumn(o, nodes, s) for (o, nodes), s in best.items()]
         return self._columns
+
+    def _stages(self) -> tuple[Ints, int, int]:
+        """Stage of every node, and how far a path may go ahead and back at once.
+
+        Where nodes are free each has a stage of its own, in any order.
+        """
+        instance = self._instance
+        stage_of = [-1] * instance.num_nodes
+        for stage, nodes in enumerate(self._fixed or ((), *((n,) for n in self._visited))):
+            for node in nodes:
+                stage_of[node] = stage
+        if self._fixed:
+            order = instance.order
+            return ints(stage_of), order.max_stage_jump, order.max_swap_distance
+        return ints(stage_of), instance.num_nodes, instance.num_nodes
 
     def _times(self) -> tuple[np.ndarray, np.ndarray]:
         instance = self._instance

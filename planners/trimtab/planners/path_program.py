@@ -4,8 +4,8 @@ Variables: x_c >= 0, how often path c is taken, and y_o in 0..1, whether node o 
 Maximise sum x subject to
 
 - `origins`: sum of y_o = number of origins;
-- `level_{o}_{k}`: sum of x_c over paths c of origin o longer than its cap k <= (k - 1) y_o, and all
-  of its paths <= K y_o;
+- `level_{o}_{k}`: sum of x_c over paths c of origin o longer than its cap k + 1 <= k y_o, and
+  over all of its paths <= K y_o;
 - `memory_{v}`: sum of x_c over paths c through v <= memory_v (1 - y_v).
 
 Fewer than all paths, or a bound of it that is less, means that they cannot be chosen.
@@ -30,7 +30,7 @@ class PathColumn:
     wave_s: float
 
 
-def most_paths(
+def most_paths(  # noqa: C901 - one program, row by row
     instance: PathInstance,
     columns: Sequence[PathColumn],
     caps_s: Mapping[int, Sequence[float]],

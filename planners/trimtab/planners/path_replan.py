@@ -6,8 +6,8 @@ The ladder, first rung that holds:
 2. `fewer micro-batches`: an origin sends fewer at once;
 3. `higher skip`: micro-batches visit a stage less;
 4. `more memory`: every node holds one more;
-5. `drop a replica`: an origin goes with its share of the data, because it is the lost node, or to
-   serve a stage that has no node left.
+5. `drop a replica`: an origin goes with its share of the data, because it is the lost node, or
+   to serve a stage that has no node left.
 
 Nodes stay in their stages, for they hold their weights; only the last rung may move one.
 """

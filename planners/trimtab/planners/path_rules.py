@@ -2,12 +2,12 @@
 
 What is known, with its source:
 
-- SkipPipe (arXiv:2502.19913): the first and the last layers (here both in stage 0: embedding and
-  head) are never skipped; all stages are used equally; swaps stay within `StageOrder`'s defaults;
-  perplexity is 2 % worse when a quarter of the model is skipped and 7 % when half of it is; more
-  than half is not published.
-- The authors' code (gensyn-ai/skippipe at 7f20d8a) swaps no stages when it trains, and trains the
-  full model every 10th step. That skips and swaps together cost no quality is unproven.
+- SkipPipe (arXiv:2502.19913): the first and the last layers (here both in stage 0, embedding
+  and head) are never skipped; all stages are used equally; swaps stay within `StageOrder`'s
+  defaults; perplexity is 2 % worse when a quarter of the model is left out and 7 % when half of
+  it is; more than half is not published.
+- The authors' code (gensyn-ai/skippipe at 7f20d8a) swaps no stages when it trains, and trains
+  the full model every 10th step. That skips and swaps together cost no quality is unproven.
 """
 
 from dataclasses import dataclass

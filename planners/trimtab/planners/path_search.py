@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from trimtab.core.stage_paths import PathInstance, PathSchedule, StageOrder
+from trimtab.planners import path_moves as moves
 from trimtab.planners import path_search_kernels as kernels
 from trimtab.planners.compiled import Ints, floats, ints, zero_floats, zero_ints
 from trimtab.planners.path_simulation import NEVER_S
@@ -208,9 +209,7 @@ def _copy(values: tuple[int, ...], *targets: Ints) -> None:
             target[i] = value
 
 
-def _rules(
-    instance: PathInstance, *, is_free: bool, most_in_stage_s: float
-) -> kernels.PathRules:
+def _rules(instance: PathInstance, *, is_free: bool, most_in_stage_s: float) -> moves.PathRules:
     net = network_of(instance)
     num_nodes, nodes = instance.num_nodes, range(instance.num_nodes)
     trips = [
@@ -227,7 +226,7 @@ def _rules(
         for i in nodes
         for j in nodes
     )
-    return kernels.PathRules(
+    return moves.PathRules(
         path_len=instance.path_len,
         paths_per_origin=instance.paths_per_origin,
         max_total_distance=instance.order.max_swap_total_distance,
@@ -244,9 +243,9 @@ def _rules(
     )
 
 
-def _empty_search(instance: PathInstance) -> kernels.Search:
+def _empty_search(instance: PathInstance) -> moves.Search:
     num_places, num_nodes = instance.num_paths * instance.path_len, instance.num_nodes
-    return kernels.Search(
+    return moves.Search(
         nodes=zero_ints(num_places),
         stage_of=zero_ints(num_nodes),
         uses=zero_ints(num_nodes),

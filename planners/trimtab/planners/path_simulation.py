@@ -2,10 +2,11 @@
 
 A micro-batch runs forward on the nodes of its path, the first of which is its origin, comes
 back to the origin for the loss, and runs backward over the same nodes in reverse: operations
-0 .. 2L of a path of L nodes. All waves of a path take the same nodes; a wave starts when the one
-before it is done. A node serves the operation that arrived first among those that may start: a
-forward may not while its node holds as many micro-batches as its memory allows, and blocks no
-other by that. Ties go to what was sent first.
+0 .. 2L of a path of L nodes. All waves of a path take the same nodes. The forward of a wave is
+in its origin's queue from its release on, and may start when the wave before is done. A node
+serves the operation that arrived first among those that may start: a forward may not while its
+node holds as many micro-batches as its memory allows, and blocks no other by that. Ties go to
+what was sent first.
 
 Source of the rules: gensyn-ai/skippipe at 7f20d8a, read in its scheduler (arXiv:2502.19913).
 """
@@ -34,7 +35,7 @@ class Network(NamedTuple):
     num_waves: int
     wave_offset_s: float
     first_link: Ints
-    """Shared links of the pair i * N + j are `link_of[first_link[pair]:first_link[pair + 1]]`."""
+    """Shared links of pair i * N + j: `link_of[first_link[pair]:first_link[pair + 1]]`."""
     link_of: Ints
     occupied_s: Floats
     """How long one transfer occupies a shared link."""
@@ -63,7 +64,8 @@ class Simulation(NamedTuple):
     heap_s: Floats
     heap_order: Ints
     heap_event: Ints
-    """Events: arrival of path a is a, waking of node n is A + n, departure of a is A + N + a."""
+    """Of J micro-batches on N nodes: arrival of j is j, waking of node n is J + n, departure of
+    j over shared links is J + N + j."""
 
 
 @compiled

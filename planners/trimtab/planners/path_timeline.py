@@ -13,8 +13,8 @@ _SHORTEST_S = 1e-9
 def schedule_timeline(instance: PathInstance, schedule: PathSchedule) -> LaneTimeline:
     """Who does what when: one lane for each node, stage by stage.
 
-    A transfer is on the lane of the node that sends, and a wait, from arrival to start, on that of
-    the node waited for. Skipped stages are on the origin's lane when its micro-batch starts.
+    A transfer is on the lane of the node that sends, and a wait, from arrival to start, on that
+    of the node waited for. Skipped stages are on the origin's lane when its micro-batch starts.
     """
     lanes = [node for nodes in schedule.partitions for node in nodes]
     lane_of = {node: lane for lane, node in enumerate(lanes)}

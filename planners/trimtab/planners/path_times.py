@@ -12,7 +12,7 @@ from trimtab.planners.compiled import floats, ints, zero_floats, zero_ints
 from trimtab.planners.path_simulation import NEVER_S, Network, Simulation, simulate
 
 NO_LINK_S = 1e12
-"""Delay of a missing link inside the kernels, where an infinite one would make sums undefined."""
+"""Delay of a missing link inside the kernels: sums with an infinite one are undefined."""
 
 
 def network_of(instance: PathInstance) -> Network:

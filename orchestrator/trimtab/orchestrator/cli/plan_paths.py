@@ -76,8 +76,8 @@ def plan_paths(
 ) -> None:
     """Plan stage paths: nodes for stages, and a path of nodes for every micro-batch.
 
-    Times are simulated, by an exact event simulator. Solve times are CPU seconds of this process
-    after imports and compilation.
+    Times are simulated, by an exact event simulator. Solve times are CPU seconds of this
+    process after imports and compilation.
     """
     import time
 
@@ -179,9 +179,10 @@ def _print_guidance(
     if full_model is None:
         out.print("the full model cannot be run on these nodes, as is advised now and then")
     else:
+        mean_s = full_model.mean_step_s(plan.step_s)
         out.print(
             f"one step of {full_model.every} is to run the full model: "
-            f"{full_model.step_s:.2f} s, so {full_model.mean_step_s(plan.step_s):.2f} s in the mean"
+            f"{full_model.step_s:.2f} s, so {mean_s:.2f} s on average"
         )
 
 
