@@ -1,16 +1,19 @@
 """The search for a short schedule of stage paths: annealing on the exact event simulator.
 
 A round makes a few schedules: a random one, annealed by its longest uncontended path (which
-takes microseconds a move), then a little on the simulator. The best of them and the best of all
+takes a microsecond a move), then a little on the simulator. Every other one is first planned with
+a single path for each origin, which all of its micro-batches then take. The best of them and the best of all
 rounds are annealed for longer. Every round takes twice the moves of the one before.
 """
 
+import dataclasses
 import functools
 import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from trimtab.core.errors import InfeasibleError
 from trimtab.core.stage_paths import PathInstance, PathSchedule, StageOrder
 from trimtab.planners import path_moves as moves
 from trimtab.planners import path_search_kernels as kernels
@@ -24,7 +27,7 @@ _STARTS = 4
 _DEEPENED = 2
 """Schedules of a round that are annealed for longer, besides the best of all rounds."""
 
-_ROUGH_TRIALS, _SHORT_TRIALS, _LONG_TRIALS = 20_000, 1_500, 6_000
+_ROUGH_TRIALS, _SHORT_TRIALS, _LONG_TRIALS = 50_000, 2_000, 6_000
 """In the first round."""
 _SEGMENT_SHARE = {True: 20_000, False: 1_000}
 """Moves between two looks at the clock; rough ones, and simulated ones."""
@@ -78,6 +81,7 @@ class PathSearch:
             instance, num_paths=instance.num_paths, path_len=instance.path_len
         )
         self._search = _empty_search(instance)
+        self._coarse: PathSearch | None = None
         self.best: FoundPaths | None = None
         self.num_found = 0
         """Schedules that were annealed."""
@@ -168,13 +172,16 @@ class PathSearch:
         found = []
         for k in range(_STARTS):
             weight = _MEAN_WEIGHTS[k % len(_MEAN_WEIGHTS)]
-            begun = self.start()
+            coarse = self._coarse_start(scale, is_over) if k % 2 else None
+            is_coarse = coarse is not None
+            begun = coarse or self.start()
             yield
-            begun = self.improve(
-                begun, trials=_ROUGH_TRIALS * scale, is_over=is_over, is_rough=True,
-                mean_weight=_ROUGH_MEAN_WEIGHT,
-            )  # fmt: skip
-            yield
+            if not is_coarse:
+                begun = self.improve(
+                    begun, trials=_ROUGH_TRIALS * scale, is_over=is_over, is_rough=True,
+                    mean_weight=_ROUGH_MEAN_WEIGHT,
+                )  # fmt: skip
+                yield
             trials = _SHORT_TRIALS * scale
             found.append(
                 self.improve(begun, trials=trials, is_over=is_over, mean_weight=weight)
@@ -188,6 +195,43 @@ class PathSearch:
                 mean_weight=_MEAN_WEIGHTS[k % len(_MEAN_WEIGHTS)],
             )  # fmt: skip
             yield
+
+    def _coarse_start(self, scale: int, is_over: Callable[[], bool]) -> FoundPaths | None:
+        """A schedule in which all micro-batches of an origin take one path, annealed as such.
+
+        None where that uses stages unequally, or nodes hold too few micro-batches for it.
+        """
+        instance = self.instance
+        paths = instance.paths_per_origin
+        visits = instance.partition_sizes[0] * (instance.path_len - 1)
+        if (
+            paths == 1
+            or min(instance.memory) < paths
+            or visits % max(1, instance.num_stages - 1)
+        ):
+            return None
+        if self._coarse is None:
+            single = dataclasses.replace(
+                instance,
+                paths_per_origin=1,
+                memory=tuple(held // paths for held in instance.memory),
+            )
+            self._coarse = PathSearch(
+                single, fixed=self._fixed, first=self._first,
+                most_in_stage_s=self._most_in_stage_s,
+            )  # fmt: skip
+        try:
+            found = self._coarse.start()
+        except InfeasibleError:
+            return None
+        found = self._coarse.improve(
+            found, trials=_ROUGH_TRIALS * scale, is_over=is_over, is_rough=True,
+            mean_weight=_ROUGH_MEAN_WEIGHT,
+        )  # fmt: skip
+        schedule = self._coarse.schedule(found)
+        return self.take(
+            schedule.partitions, tuple(path for path in schedule.paths for _ in range(paths))
+        )
 
     def _note(self, found: FoundPaths) -> FoundPaths:
         self.num_found += 1
