@@ -5,9 +5,9 @@
     python tests/benchmarks/bench_stage_paths.py equal-work --limits 5
     python tests/benchmarks/bench_stage_paths.py loss tests/data/skippipe
 
-All times of schedules are simulated, in seconds an iteration, by the exact event simulator; solve
-times are CPU seconds of this process after imports and compilation. Held-out instances draw their
-nodes and links from the 42-node case's places by other seeds, sizes and skip ratios.
+All times of schedules are simulated, in seconds an iteration, by the exact event simulator;
+solve times are CPU seconds of this process after imports and compilation. Held-out instances
+draw their nodes and links from the 42-node case's places by other seeds, sizes and skip ratios.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from trimtab.planners.path_times import path_times
 from trimtab.planners.paths import plan_paths
 
 CASES = Path(__file__).parents[1] / "data" / "skippipe"
-_SHAPES = (  # seed, nodes, stages, stages visited, micro-batches in flight, samples, uneven speed
+# seed, nodes, stages, stages visited, micro-batches in flight, samples, unevenness of speed
+_SHAPES = (
     (101, 8, 3, 2, 3, 8, 0.0), (102, 12, 4, 4, 3, 8, 0.0), (103, 12, 4, 2, 3, 4, 0.0),
     (104, 15, 6, 3, 3, 8, 0.0), (105, 18, 7, 3, 3, 8, 0.0), (106, 18, 5, 3, 3, 4, 0.0),
     (107, 20, 6, 4, 3, 8, 0.0), (108, 16, 5, 4, 3, 8, 0.0), (110, 20, 6, 4, 2, 8, 0.6),
@@ -142,7 +143,9 @@ def _instance(
                 0.22 * samples * (1 + uneven * generator.random()) for _ in drawn
             ],
             "latency_ms": [[source["latency_ms"][i][j] for j in drawn] for i in drawn],
-            "bandwidth_GiBps": [[source["bandwidth_GiBps"][i][j] for j in drawn] for i in drawn],
+            "bandwidth_GiBps": [
+                [source["bandwidth_GiBps"][i][j] for j in drawn] for i in drawn
+            ],
         }
     )  # fmt: skip
 

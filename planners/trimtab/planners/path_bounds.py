@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trimtab.core.stage_paths import PathInstance
 from trimtab.planners.chain_kernels import least_end_s
@@ -112,6 +113,11 @@ class PathBounds:
         self._times_of = {o: OriginTimes(instance, o) for o in self._origins}
         self._columns: list[PathColumn] | None = None
 
+    def quick(self) -> PathBound:
+        """The best of those that take no program."""
+        found = [self.work(), self.longest_shortest(), self.farthest()]
+        return max((one for one in found if one), key=lambda one: one.seconds)
+
     def work(self) -> PathBound:
         """The forwards, losses and backwards that origins and other nodes cannot escape."""
         instance = self._instance
@@ -137,6 +143,50 @@ class PathBounds:
             seconds=min(ends[self._instance.partition_sizes[0] - 1], self._step_s),
             reason="every origin takes its shortest path for all micro-batches",
         )
+
+    def farthest(self) -> PathBound | None:
+        """With no memory to spare every node is visited, or an origin, at its best place.
+
+        None where nodes may be left out.
+        """
+        instance = self._instance
+        others = sum(instance.partition_sizes[1:])
+        wanted = instance.num_paths * (instance.path_len - 1)
+        if len(set(instance.memory)) > 1 or others * instance.memory[0] > wanted:
+            return None
+        num_paths = instance.paths_per_origin
+        seconds = dict.fromkeys(self._visited, math.inf)
+        for origin in self._origins:
+            shortest_s, via_s = self._shortest_s(origin), self._via_s(origin)
+            own_s = self._times_of[origin].end_s((shortest_s,) * num_paths)
+            rest = (shortest_s,) * (num_paths - 1)
+            for node in seconds:
+                if node == origin:
+                    end_s = own_s
+                elif via_s[node] >= seconds[node]:
+                    continue
+                else:
+                    end_s = self._times_of[origin].end_s((float(via_s[node]), *rest))
+                seconds[node] = min(seconds[node], end_s)
+        return PathBound(
+            seconds=min(max(seconds.values(), default=0.0), self._step_s),
+            reason="some path goes through the node that is hardest to reach",
+        )
+
+    def _via_s(self, origin: int) -> NDArray[np.float64]:
+        """Least wave of a path of the origin through each node.
+
+        Delays there and back count as one, so a way to the node is as long as one from it.
+        """
+        instance = self._instance
+        rest_s = self._rest_s(origin)
+        ends_s = instance.forward_s[origin] * instance.loss_factor + self._work_s[origin]
+        length = instance.path_len
+        ways = [rest_s[a] + rest_s[length - 2 - a] for a in range(length - 1)]
+        if not ways:
+            return np.full(instance.num_nodes, np.inf)
+        found: NDArray[np.float64] = np.min(ways, axis=0) - ends_s + self._work_s
+        return found
 
     def covering(
         self, low_s: float, *, is_whole: bool, is_over: Callable[[], bool], time_limit_s: float
@@ -225,13 +275,13 @@ class PathBounds:
             return ints(stage_of), order.max_stage_jump, order.max_swap_distance
         return ints(stage_of), instance.num_nodes, instance.num_nodes
 
-    def _times(self) -> tuple[np.ndarray, np.ndarray]:
+    def _times(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         instance = self._instance
         delay_s = np.minimum(np.array(instance.delay_s), NO_LINK_S)
         work_s = np.array(instance.forward_s) * (1 + instance.backward_factor)
         return delay_s + delay_s.T, work_s
 
-    def _rest_s(self, origin: int) -> np.ndarray:
+    def _rest_s(self, origin: int) -> NDArray[np.float64]:
         """Least time back to the origin from each node over 0 .. path_len - 1 more nodes."""
         instance = self._instance
         loss_s = instance.forward_s[origin] * instance.loss_factor

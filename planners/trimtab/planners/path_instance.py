@@ -6,7 +6,6 @@ optional: `memory` by node, `null` for a missing link, `wave_offset_s`, `shared_
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from trimtab.core import checks
@@ -354,8 +353,3 @@ def _list(field: str, value: Any, length: int | None) -> list[Any]:
     if length is not None and len(value) != length:
         raise InputError(f"{field}: expected {length} entries, got {len(value)}")
     return value
-
-
-def as_lists(rows: Iterable[Iterable[float]]) -> list[list[float]]:
-    """Rows of a value as JSON holds them."""
-    return [list(row) for row in rows]

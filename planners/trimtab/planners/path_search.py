@@ -1,9 +1,10 @@
 """The search for a short schedule of stage paths: annealing on the exact event simulator.
 
 A round makes a few schedules: a random one, annealed by its longest uncontended path (which
-takes a microsecond a move), then a little on the simulator. Every other one is first planned with
-a single path for each origin, which all of its micro-batches then take. The best of them and the best of all
-rounds are annealed for longer. Every round takes twice the moves of the one before.
+takes a microsecond a move), then a little on the simulator. Every other one is first planned
+with a single path for each origin, which all of its micro-batches then take. The best of them
+and the best of all rounds are annealed for longer. Every round takes twice the moves of the one
+before.
 """
 
 import dataclasses

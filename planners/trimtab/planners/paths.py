@@ -44,7 +44,7 @@ def plan_paths(
     first_plan = search.start()
     first_plan_s = clock() - started_s
     bounds = PathBounds(instance, fixed=fixed, step_s=first_plan.step_s)
-    bound = max(bounds.work(), bounds.longest_shortest(), key=lambda one: one.seconds)
+    bound = bounds.quick()
 
     def is_proven() -> bool:
         assert search.best is not None

@@ -111,10 +111,11 @@ def plan_paths(
         return
     from trimtab.planners.paths import plan_paths as planned
 
-    plan = planned(
-        task, clock=time.process_time, time_limit_s=time_limit, fixed=fixed, first=first,
-        most_in_stage_s=most_s,
-    )  # fmt: skip
+    with console(stderr=True).status(f"planning for {time_limit:g} s"):
+        plan = planned(
+            task, clock=time.process_time, time_limit_s=time_limit, fixed=fixed, first=first,
+            most_in_stage_s=most_s,
+        )  # fmt: skip
     if without is not None:
         _show_replan(task, plan.schedule, without=without, clock=time.process_time, json=json)
         return
@@ -204,7 +205,7 @@ def _show_replan(
     )
     solve_s = clock() - started_s
     bounds = PathBounds(found.instance, fixed=found.schedule.partitions, step_s=found.step_s)
-    bound_s = max(bounds.work().seconds, bounds.longest_shortest().seconds)
+    bound_s = bounds.quick().seconds
     if json:
         print_json(
             replan_document(found, without=without, lower_bound_s=bound_s, solve_s=solve_s)
