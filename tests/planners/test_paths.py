@@ -1,8 +1,12 @@
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
+import path_cases
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +14,7 @@ from path_cases import Ticks, arrangement, case, schedule_of, small_instance
 
 from trimtab.core.errors import InfeasibleError
 from trimtab.core.stage_paths import PathInstance, PathPlan, PathSchedule, SharedLink
+from trimtab.planners.compiled import IS_COMPILED
 from trimtab.planners.path_starts import Partitions
 from trimtab.planners.path_times import path_times, schedule_problems
 from trimtab.planners.paths import plan_paths
@@ -203,3 +208,31 @@ def test_the_checker_finds_overlapping_stages() -> None:
     paths = [(0, 2), (0, 2), (1, 2), (1, 2)]
     problems = schedule_problems(instance, schedule_of(instance, [[0, 1], [2], [2]], paths))
     assert "not every node is in exactly one stage" in problems
+
+
+_WITHOUT_NUMBA = """
+import sys
+if sys.argv[2] == "plain":
+    sys.modules["numba"] = None  # importing it fails, as where it is not installed
+sys.path.insert(0, sys.argv[1])
+from path_cases import Ticks, small_instance
+from trimtab.planners import compiled
+from trimtab.planners.paths import plan_paths
+
+assert compiled.IS_COMPILED == (sys.argv[2] == "compiled")
+plan = plan_paths(small_instance(3), clock=Ticks(), time_limit_s=0.05)
+print(plan.schedule, plan.step_s, plan.lower_bound_s)
+"""
+
+
+@pytest.mark.skipif(not IS_COMPILED, reason="numba is not installed: nothing to compare")
+def test_plans_are_the_same_without_numba() -> None:
+    folder = str(Path(path_cases.__file__).parent)
+    compiled, plain = (
+        subprocess.run(
+            [sys.executable, "-c", _WITHOUT_NUMBA, folder, kind],
+            check=True, capture_output=True, text=True,
+        ).stdout
+        for kind in ("compiled", "plain")
+    )  # fmt: skip
+    assert compiled == plain
