@@ -8,7 +8,7 @@ import pytest
 from trimtab.orchestrator.cli.main import main
 
 COMMANDS = (
-    "init", "doctor", "calibrate", "demo", "plan", "plan-step", "submit", "cancel", "status",
+    "init", "doctor", "calibrate", "demo", "plan", "plan-step", "plan-paths", "submit", "cancel", "status",
     "logs", "list", "dashboard", "report", "compare",
 )  # fmt: skip
 
@@ -69,7 +69,7 @@ def test_shell_completion_is_offered() -> None:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["plan", "plan-step"]
+    assert done.stdout.split() == ["plan", "plan-step", "plan-paths"]
 
 
 def test_help_imports_nothing_heavy() -> None:

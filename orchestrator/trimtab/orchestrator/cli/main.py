@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "capacity": (_PLAN, "capacity:capacity"),
     "validate": (_PLAN, "validate:validate"),
     "plan-step": (_PLAN, "plan_step:plan_step"),
+    "plan-paths": (_PLAN, "plan_paths:plan_paths"),
     "submit": (_RUN, "submit:submit"),
     "cancel": (_RUN, "jobs:cancel"),
     "export": (_RUN, "export:export"),
