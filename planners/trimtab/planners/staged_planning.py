@@ -1,0 +1,200 @@
+"""The step of a staged layout: the program's answer made whole, and improved by simulation.
+
+The program (`staged_program`) says what share of each bucket of lengths takes which path, and
+proves a bound. Sequences are dealt to paths by those shares, packed into micro-batches of a few
+sizes, ordered, and simulated; the best of these plans, and of the plans that choose groups and
+paths one after the other (`staged_apart`), is then improved by small changes.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from trimtab.core import checks
+from trimtab.core.errors import InfeasibleError
+from trimtab.core.staged import StagedLayout, StagedMethod, StagedPlan
+from trimtab.core.units import counted, duration_text
+from trimtab.planners import staged_program
+from trimtab.planners.staged_bounds import check_lengths, priced_bound_s
+from trimtab.planners.staged_packing import Changes, Mould, Packer, lead_orders
+from trimtab.planners.staged_schedule import Draft, Tables, micro_batches, simulate
+
+_FIRST_MOULDS = (Mould(longest=0.12, fullest=0.08), Mould(longest=0.25, fullest=0.08))
+"""For the first plan: as parts of the program's step, how long a sequence and a micro-batch may
+be at a stage."""
+_MORE_MOULDS = tuple(
+    Mould(longest=longest, fullest=fullest)
+    for longest in (0.12, 0.25, 0.06, 0.5, 0.03)
+    for fullest in (0.04, 0.08, 0.02, 0.15)
+)
+_LEADS = (0.03, 0.1, 0.0)
+"""Parts of the work that small micro-batches may do before the large ones, to fill stages."""
+
+_MOULDS_UNTIL = 0.35
+"""Part of the time limit for building plans, before the best is improved."""
+
+_GOOD_GAP = 0.001
+_SEED = 20_261_127
+_MOST_IDLE_TRIALS = 4_000
+
+
+def plan_staged_step(
+    lengths: Sequence[int],
+    *,
+    staged: StagedLayout,
+    clock: Callable[[], float],
+    time_limit_s: float = 1.0,
+    apart: Sequence[Draft] = (),
+) -> StagedPlan:
+    """Choose micro-batches, their degrees and their stage paths so that the step is short.
+
+    Args:
+        lengths: Tokens of every sequence, in the order of the batch.
+        staged: The layout.
+        clock: A monotonic clock in seconds.
+        time_limit_s: When to stop improving, in seconds after kernels are compiled; 0 returns
+            the first plan.
+        apart: Plans to be no worse than (`staged_apart.apart_drafts`).
+
+    Raises:
+        InputError: The batch is empty, or a length is not >= 1.
+        InfeasibleError: A sequence fits nowhere, or the skip fractions cannot be met.
+    """
+    checks.not_negative("time_limit_s", time_limit_s)
+    tables = Tables(staged)
+    check_lengths(lengths, tables)
+    warm_up(tables)
+    started_s = clock()
+    planning = _Planning(lengths, tables, started_s=started_s, clock=clock)
+    planning.begin(apart)
+    first = planning.plan("first")
+    if not time_limit_s:
+        return first
+    planning.improve(lambda part: clock() - started_s < part * time_limit_s)
+    better = planning.plan("search")
+    return replace(
+        better, first_plan_s=first.solve_s, first_step_s=first.step_s
+    )
+
+
+def warm_up(tables: Tables) -> None:
+    """Compile the simulation, or read it from numba's cache."""
+    degree = np.array([tables.degrees[0]])
+    path = np.array([[tables.staged.of_stage(s)[0] for s in range(tables.staged.num_stages)]])
+    one = Draft(
+        degree=degree, path=path, tokens=np.ones(1), squares=np.ones(1), sequences=[[0]]
+    )
+    simulate(one, tables)
+
+
+class _Planning:
+    """One batch on its way from the program's answer to a good plan."""
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        tables: Tables,
+        *,
+        started_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._lengths, self._tables = lengths, tables
+        self._started_s, self._clock = started_s, clock
+        self._solution = staged_program.solve(lengths, tables)
+        _check_budget(self._solution, lengths, tables)
+        bound_s = priced_bound_s(self._solution.prices, lengths, staged=tables.staged)
+        self._bound_s = bound_s
+        self._packer = Packer(lengths, tables, solution=self._solution, step_s=bound_s)
+        self._best: tuple[float, Draft] | None = None
+        self._apart_s = float("inf")
+        self._found: StagedMethod = "first"
+
+    def begin(self, apart: Sequence[Draft]) -> None:
+        """Simulate the plans made apart, and the first of ours."""
+        for draft in apart:
+            self._apart_s = min(self._apart_s, self._try(draft))
+        if apart:
+            self._found = "apart"
+        for mould in _FIRST_MOULDS:
+            self._try_mould(mould, leads=_LEADS[:2])
+        if self._best is None:
+            for mould in _MORE_MOULDS:
+                self._try_mould(mould, leads=_LEADS)
+        if self._best is None:
+            raise InfeasibleError(
+                "lengths: no plan was found whose micro-batches fit the stages' memory; use more "
+                "nodes, stages or tp, or drop the longest sequences"
+            )
+
+    def improve(self, is_before: Callable[[float], bool]) -> None:
+        """Build plans, then change the best of them, until the limit."""
+        for mould in _MORE_MOULDS:
+            if not is_before(_MOULDS_UNTIL):
+                break
+            self._try_mould(mould, leads=_LEADS)
+        assert self._best is not None
+        numbers = random.Random(_SEED)  # noqa: S311  # no secret hangs on it
+        changes = Changes(self._lengths, self._tables, numbers=numbers)
+        idle = 0
+        while idle < _MOST_IDLE_TRIALS and is_before(1.0) and not self._is_good():
+            before_s, draft = self._best
+            changed = changes.changed(draft)
+            if changed is not None:
+                self._try(changed, or_equal=True)
+            idle = 0 if self._best[0] < before_s else idle + 1
+
+    def plan(self, method: StagedMethod) -> StagedPlan:
+        """The best so far as a value."""
+        assert self._best is not None
+        step_s, times = simulate(self._best[1], self._tables)
+        bound_s = min(self._bound_s, step_s)
+        if self._found == "apart":
+            method = "apart"
+        visits = micro_batches(self._best[1], times)
+        solve_s = self._clock() - self._started_s
+        return StagedPlan(
+            micro_batches=visits,
+            step_s=step_s,
+            lower_bound_s=bound_s,
+            prices=self._solution.prices,
+            method=method,
+            reason=f"{counted(len(visits), 'micro-batch')[:-1]}es of degrees "
+            f"{sorted({one.degree for one in visits})}; {duration_text(step_s)}, at most "
+            f"{step_s / bound_s - 1:.1%} above the best possible",
+            apart_s=self._apart_s if np.isfinite(self._apart_s) else step_s,
+            solve_s=solve_s,
+            first_plan_s=solve_s,
+            first_step_s=step_s,
+        )
+
+    def _try_mould(self, mould: Mould, *, leads: Sequence[float]) -> None:
+        draft = self._packer.draft(mould)
+        for order in lead_orders(draft, self._tables, leads=leads):
+            self._try(draft.ordered(order))
+
+    def _try(self, draft: Draft, *, or_equal: bool = False) -> float:
+        """Simulate a plan and keep it if it is the best."""
+        step_s, _ = simulate(draft, self._tables)
+        best_s = float("inf") if self._best is None else self._best[0]
+        if step_s < best_s or (or_equal and step_s == best_s):
+            self._best = (step_s, draft)
+            self._found = "search"
+        return step_s
+
+    def _is_good(self) -> bool:
+        assert self._best is not None
+        return self._best[0] <= self._bound_s * (1 + _GOOD_GAP)
+
+
+def _check_budget(
+    solution: staged_program.Solution, lengths: Sequence[int], tables: Tables
+) -> None:
+    if solution.unmet_fraction:
+        staged = tables.staged
+        raise InfeasibleError(
+            f"step_planning.skip_fractions: {list(staged.skip_fractions)} cannot be met within "
+            f"{staged.skip_tolerance:g} with {counted(len(lengths), 'sequence')}; the nearest is "
+            f"{solution.unmet_fraction:.1%} further off"
+        )
