@@ -162,7 +162,7 @@ class StagedCosts:
         )
         empty, filled = (
             stage_memories(
-                self.model, alone, precision=self.precision, tokens=tokens, squares=0.0,
+                self._of_layers(stage_layers), alone, precision=self.precision, tokens=tokens, squares=0.0,
                 num_micro_batches=1, capacity_bytes=node.gpu.memory_bytes,
                 stages=[serving.stage],
             )[0].total_bytes
@@ -191,7 +191,7 @@ class StagedCosts:
         states, tp = state_bytes(self.precision), self.layout.tp
         stage = servings[0].stage
         dense = replace(self.layout, pp=len(stage_layers), stage_layers=tuple(stage_layers))
-        parameters = sum(stage_parameters(self.model, dense, stage=stage))
+        parameters = sum(stage_parameters(self._of_layers(stage_layers), dense, stage=stage))
         rates = self._rates
         slowest_s = 0.0
         for serving in servings:
@@ -291,6 +291,10 @@ class StagedCosts:
                     )
                 )
         return tuple(channels.values()), tuple(routes)
+
+    def _of_layers(self, stage_layers: Sequence[int]) -> ModelSpec:
+        """The model with as many layers as the stages have, where not all are placed yet."""
+        return replace(self.model, num_layers=sum(stage_layers))
 
     def _machine(self, kind: int, num_nodes: int) -> Machine:
         node = replace(self.cluster.nodes[kind], count=num_nodes)

@@ -22,8 +22,11 @@ class Mould:
     """A sequence gets the least degree at which no stage takes longer for it."""
     fullest: float
     """Sequences are packed together up to this, at any stage."""
+    fine: float = 0.0
+    """The last sequences of a class, with so much of its work, are packed a quarter as full: small
+    micro-batches fill and drain the stages."""
     memory: float = 0.25
-    """The same of the tokens that ranks hold."""
+    """Part of the tokens that ranks may hold for one micro-batch of several sequences."""
 
 
 class Packer:
@@ -71,12 +74,17 @@ class Packer:
         quadratic_s, token_s = float(tables.quadratic_s[slow]), float(tables.token_s[slow, k])
         room = degree * min(float(tables.cap[v]) for v in visited)
         most_s = mould.fullest * self._step_s - float(tables.fixed_s[slow])
+        works = [(quadratic_s * self._lengths[i] + token_s) * self._lengths[i] for i in members]
+        fine_work, done = (1 - mould.fine) * sum(works), 0.0
         packed: list[list[int]] = []
         left: list[tuple[float, float]] = []
         first = 0
-        for index in members:
+        for index, work in zip(members, works, strict=True):
             length = self._lengths[index]
-            work_s = (quadratic_s * length + token_s) * length / degree
+            work_s = work / degree
+            if done <= fine_work < done + work and mould.fine:
+                most_s, first = most_s / 4, len(packed)
+            done += work
             for at in range(first, len(packed)):
                 tokens, seconds = left[at]
                 if tokens >= length and seconds >= work_s:

@@ -21,15 +21,19 @@ from trimtab.planners.staged_bounds import check_lengths, priced_bound_s
 from trimtab.planners.staged_packing import Changes, Mould, Packer, lead_orders
 from trimtab.planners.staged_schedule import Draft, Tables, micro_batches, simulate
 
-_FIRST_MOULDS = (Mould(longest=0.12, fullest=0.08), Mould(longest=0.25, fullest=0.08))
+_FIRST_MOULDS = (
+    Mould(longest=0.12, fullest=0.08, fine=0.1, memory=0.12),
+    Mould(longest=0.25, fullest=0.08, fine=0.1, memory=0.12),
+)
 """For the first plan: as parts of the program's step, how long a sequence and a micro-batch may
 be at a stage."""
 _MORE_MOULDS = tuple(
-    Mould(longest=longest, fullest=fullest)
-    for longest in (0.12, 0.25, 0.06, 0.5, 0.03)
-    for fullest in (0.04, 0.08, 0.02, 0.15)
+    Mould(longest=longest, fullest=fullest, fine=fine, memory=memory)
+    for longest in (0.12, 0.25, 0.06, 0.5)
+    for fullest, fine in ((0.15, 0.1), (0.04, 0.0), (0.08, 0.25), (0.04, 0.1))
+    for memory in (0.12, 0.25)
 )
-_LEADS = (0.03, 0.1, 0.0)
+_LEADS = (0.04, 0.15, 0.08, 0.0)
 """Parts of the work that small micro-batches may do before the large ones, to fill stages."""
 
 _MOULDS_UNTIL = 0.35

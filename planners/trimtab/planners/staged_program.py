@@ -85,6 +85,60 @@ def solve(
     return program.solution()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOption:
+    """Nodes that could serve a stage together, and the most layers they do in a given time."""
+
+    stage: int
+    num_nodes: tuple[int, ...]
+    """Of every kind."""
+    most_layers: int
+
+
+def assign_nodes(
+    options: Sequence[StageOption],
+    *,
+    num_nodes: Sequence[int],
+    time_limit_s: float = 5.0,
+) -> tuple[int, tuple[StageOption, ...]]:
+    """One option for every stage, with the most layers in all: the job-level program.
+
+    With z in {0, 1} for every option (so that y_ns = 1 where node n is among those of the option
+    chosen for stage s):  maximise sum layers z, where sum_options-of-s z = 1 for every stage,
+    and sum nodes of kind k in z <= how many there are, so that no node serves two stages.
+
+    Returns:
+        The layers, and the options by stage; 0 and none where the nodes do not suffice.
+    """
+    stages = sorted({option.stage for option in options})
+    model = pulp.LpProblem("nodes", pulp.LpMaximize)
+    chosen = [
+        model.add_variable(f"z_{index}", 0, 1, cat=pulp.LpBinary)
+        for index in range(len(options))
+    ]
+    layers = {z: float(o.most_layers) for z, o in zip(chosen, options, strict=True)}
+    model.setObjective(pulp.LpAffineExpression(layers))
+    for stage in stages:
+        row = {z: 1.0 for z, o in zip(chosen, options, strict=True) if o.stage == stage}
+        expression = pulp.LpAffineExpression(row)
+        model.addConstraint(
+            pulp.LpConstraint(expression, pulp.LpConstraintEQ, f"stage_{stage}", 1.0)
+        )
+    for kind, number in enumerate(num_nodes):
+        row = {z: float(o.num_nodes[kind]) for z, o in zip(chosen, options, strict=True)}
+        expression = pulp.LpAffineExpression(row)
+        model.addConstraint(
+            pulp.LpConstraint(expression, pulp.LpConstraintLE, f"nodes_{kind}", float(number))
+        )
+    model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit_s))
+    if model.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
+        return 0, ()
+    best = tuple(
+        option for z, option in zip(chosen, options, strict=True) if (z.varValue or 0.0) > 0.5
+    )
+    return sum(option.most_layers for option in best), best
+
+
 def buckets_of(lengths: Sequence[int]) -> list[list[int]]:
     """Indices of the sequences in a few buckets of like work, longest first; the first holds
     the longest alone."""
