@@ -13,7 +13,7 @@ from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.profile import DegreeBandwidth, StepProfile
 from trimtab.core.staged import StagedLayout
 from trimtab.planners.sequences import plan_step
-from trimtab.planners.staged_packing import lead_orders
+from trimtab.planners.staged_packing import orders
 from trimtab.planners.staged_schedule import Draft, Tables, draft_of
 
 _CAP_DIVISORS = (1, 2, 4, 8)
@@ -42,13 +42,14 @@ def apart_drafts(
         ]
         routed = _routed(groups, lengths, tables)
         if routed is not None:
-            drafts.append(routed)
-            orders = lead_orders(routed, tables, leads=(0.0,))
-            drafts += [routed.ordered(order) for order in orders]
+            waves = np.repeat(
+                np.arange(len(plan.waves)), [len(wave.groups) for wave in plan.waves]
+            )
+            drafts += [routed.ordered(order) for order in orders(routed, waves, tables)]
     return drafts
 
 
-def slowest_profile(staged: StagedLayout, *, divisor: int = 1) -> StepProfile:
+def slowest_profile(staged: StagedLayout, *, divisor: float = 1) -> StepProfile:
     """One cost for all ranks: of each stage the slowest replica's, added up over the stages.
 
     Args:
@@ -82,7 +83,7 @@ def slowest_profile(staged: StagedLayout, *, divisor: int = 1) -> StepProfile:
             )
             for k in usable[1:]
         ),
-        token_cap=max(1, int(tables.cap.min()) // (staged.num_stages * divisor)),
+        token_cap=max(1, int(tables.cap.min() / (staged.num_stages * divisor))),
         evidence="analytic",
     )
 

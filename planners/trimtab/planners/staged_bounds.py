@@ -172,8 +172,10 @@ def _at_replica(
 ) -> _Floats:
     """What a sequence of each size pays a replica at a degree; infinite where it cannot be."""
     degree = tables.degrees[k]
+    if not np.isfinite(tables.token_s[v, k]):
+        return np.full(len(sizes), np.inf)
     work = (tables.quadratic_s[v] * sizes + tables.token_s[v, k]) * sizes
-    fits = (sizes <= degree * tables.cap[v]) & np.isfinite(tables.token_s[v, k])
+    fits = sizes <= degree * tables.cap[v]
     paid = prices.replicas[v] * (work + tables.fixed_s[v] * sizes / tables.cap[v])
     paid = paid + second_price * (tables.fixed_s[v] + work / degree)
     return np.where(fits, paid, np.inf)

@@ -3,118 +3,116 @@
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.planners.packing import BatchCosts, PackingSearch
 from trimtab.planners.staged_program import Solution
 from trimtab.planners.staged_schedule import Draft, Tables, draft_of
 
 _Path = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mould:
-    """How large a plan's micro-batches are, as parts of the program's step time."""
-
-    longest: float
-    """A sequence gets the least degree at which no stage takes longer for it."""
-    fullest: float
-    """Sequences are packed together up to this, at any stage."""
-    fine: float = 0.0
-    """The last sequences of a class, with so much of its work, are packed a quarter as full: small
-    micro-batches fill and drain the stages."""
-    memory: float = 0.25
-    """Part of the tokens that ranks may hold for one micro-batch of several sequences."""
+_Group = tuple[int, _Path, list[int]]
+"""Degree, path, sequences."""
+_Ints = NDArray[np.int64]
 
 
 class Packer:
-    """Packs one batch, by the shares of one solution."""
+    """Packs one batch by the shares of the program's solution, path by path.
+
+    The sequences of a path are packed into waves as the step planner does (`packing`), with the
+    path's own costs, all its stages together: groups of a wave take equally long, so that wide
+    ones seldom wait for their neighbours.
+    """
 
     def __init__(
-        self, lengths: Sequence[int], tables: Tables, *, solution: Solution, step_s: float
+        self, lengths: Sequence[int], tables: Tables, *, solution: Solution
     ) -> None:
-        self._lengths, self._tables, self._step_s = lengths, tables, step_s
-        self._paths = _dealt(solution, lengths)
-        """Path of every sequence."""
-        self._degrees: dict[tuple[int, _Path, float], int] = {}
+        self._lengths, self._tables = lengths, tables
+        self._members: dict[_Path, list[int]] = defaultdict(list)
+        for index, path in enumerate(_dealt(solution, lengths)):
+            self._members[path].append(index)
 
-    def draft(self, mould: Mould) -> Draft:
-        """Micro-batches of one mould, in no order."""
-        classes: dict[tuple[int, _Path], list[int]] = defaultdict(list)
-        for index in sorted(range(len(self._lengths)), key=lambda i: (-self._lengths[i], i)):
-            path = self._paths[index]
-            classes[self._degree(self._lengths[index], path, mould.longest), path].append(index)
-        groups: list[tuple[int, _Path, list[int]]] = []
-        for (degree, path), members in classes.items():
-            groups += [(degree, path, group) for group in self._packed(degree, path, members, mould)]
-        return draft_of(groups, self._lengths)
+    def draft(self, part: float, *, builds: int, trials: int) -> tuple[Draft, _Ints]:
+        """Micro-batches in the order of their waves, and the wave of each.
 
-    def _degree(self, length: int, path: _Path, longest: float) -> int:
-        """The least degree at which no stage takes over `longest` of the step; else the best."""
-        key = (length, path, longest)
-        if key not in self._degrees:
-            passes = pass_times(length, path, self._tables)
-            fast = [d for d, pass_s in passes if pass_s <= longest * self._step_s]
-            self._degrees[key] = fast[0] if fast else min(passes, key=lambda one: one[1])[0]
-        return self._degrees[key]
+        Args:
+            part: Of a rank's tokens, how many one micro-batch may take, where all fit then.
+            builds: Plans built for every path, of which the best is taken.
+            trials: Changes tried to make it better.
+        """
+        waves: list[tuple[float, list[_Group]]] = []
+        for path, members in sorted(self._members.items()):
+            packing = self._packed(path, members, part=part, builds=builds, trials=trials)
+            for number, groups in enumerate(packing):
+                waves.append(((number + 0.5) / len(packing), groups))
+        waves.sort(key=lambda wave: wave[0])
+        groups = [group for _, wave in waves for group in wave]
+        wave_of = [number for number, (_, wave) in enumerate(waves) for _ in wave]
+        return draft_of(groups, self._lengths), np.array(wave_of)
 
     def _packed(
-        self, degree: int, path: _Path, members: Sequence[int], mould: Mould
-    ) -> list[list[int]]:
-        """First fit, longest first, by time at the slowest stage and by tokens."""
+        self, path: _Path, members: Sequence[int], *, part: float, builds: int, trials: int
+    ) -> list[list[_Group]]:
         tables = self._tables
+        lengths = [self._lengths[i] for i in members]
         visited = [v for v in path if v >= 0]
-        k = tables.degrees.index(degree)
-        size = self._lengths[members[0]]
-        slow = max(
-            visited, key=lambda v: tables.quadratic_s[v] * size + tables.token_s[v, k]
-        )
-        quadratic_s, token_s = float(tables.quadratic_s[slow]), float(tables.token_s[slow, k])
-        room = degree * min(float(tables.cap[v]) for v in visited)
-        most_s = mould.fullest * self._step_s - float(tables.fixed_s[slow])
-        works = [(quadratic_s * self._lengths[i] + token_s) * self._lengths[i] for i in members]
-        fine_work, done = (1 - mould.fine) * sum(works), 0.0
-        packed: list[list[int]] = []
-        left: list[tuple[float, float]] = []
-        first = 0
-        for index, work in zip(members, works, strict=True):
-            length = self._lengths[index]
-            work_s = work / degree
-            if done <= fine_work < done + work and mould.fine:
-                most_s, first = most_s / 4, len(packed)
-            done += work
-            for at in range(first, len(packed)):
-                tokens, seconds = left[at]
-                if tokens >= length and seconds >= work_s:
-                    packed[at].append(index)
-                    left[at] = (tokens - length, seconds - work_s)
-                    break
-            else:
-                packed.append([index])
-                left.append((mould.memory * room - length, most_s - work_s))
-            while first < len(packed) and min(left[first]) <= 0:
-                first += 1
-        return packed
+        num_ranks = int(min(tables.num_ranks[v] for v in visited))
+        profile = path_profile(visited, tables, part=part, longest=max(lengths))
+        costs = BatchCosts(lengths, profile=profile, degrees=profile.degrees)
+        search = PackingSearch(costs, num_ranks=num_ranks)
+        plan = min(search.builds(builds), key=lambda one: one.seconds)
+        search.improve(plan, trials=trials)
+        left = [iter(indices) for indices in costs.members]
+        return [
+            [
+                (
+                    group.degree,
+                    path,
+                    [members[i] for size, n in group.parts for i in islice(left[size], n)],
+                )
+                for group in wave
+            ]
+            for wave in search.groups(plan)
+        ]
 
 
-def pass_times(length: int, path: _Path, tables: Tables) -> list[tuple[int, float]]:
-    """Degrees that hold a sequence everywhere on a path, ascending, with its slowest stage's
-    time, alone."""
-    times = []
-    for k, degree in enumerate(tables.degrees):
-        pass_s = 0.0
-        for v in path:
-            if v < 0:
-                continue
-            if length > degree * tables.cap[v]:
-                pass_s = np.inf
-            work = (tables.quadratic_s[v] * length + tables.token_s[v, k]) * length
-            pass_s = max(pass_s, float(tables.fixed_s[v] + work / degree))
-        if np.isfinite(pass_s):
-            times.append((degree, pass_s))
-    return times
+def path_profile(
+    visited: Sequence[int], tables: Tables, *, part: float, longest: int
+) -> StepProfile:
+    """What a group costs all replicas of a path together, as one profile.
+
+    Args:
+        visited: The replicas.
+        tables: The layout.
+        part: Of the tokens that a rank may hold, those of one group.
+        longest: Tokens that the largest degree has to hold in any case.
+    """
+    at = list(visited)
+    linear_s = tables.token_s[at].sum(axis=0)
+    usable = [k for k in range(len(tables.degrees)) if np.isfinite(linear_s[k])]
+    degrees = [tables.degrees[k] for k in usable]
+    cap = float(tables.cap[at].min())
+    return StepProfile(
+        name="path",
+        num_gpus=int(tables.num_ranks[at].min()),
+        gpus_per_node=1,
+        quadratic_s=float(tables.quadratic_s[at].sum()),
+        linear_s=float(linear_s[0]),
+        fixed_s=float(tables.fixed_s[at].sum()),
+        alltoall_bytes_per_token=1.0,
+        bandwidths=tuple(
+            DegreeBandwidth(
+                degree=tables.degrees[k],
+                bytes_per_s=1 / max(1e-15, float(linear_s[k] - linear_s[0])),
+            )
+            for k in usable[1:]
+        ),
+        token_cap=max(1, int(part * cap), -(-longest // max(degrees))),
+        evidence="analytic",
+    )
 
 
 def _dealt(solution: Solution, lengths: Sequence[int]) -> list[_Path]:
@@ -132,19 +130,16 @@ def _dealt(solution: Solution, lengths: Sequence[int]) -> list[_Path]:
     return paths
 
 
-def lead_orders(
-    draft: Draft, tables: Tables, *, leads: Sequence[float]
-) -> Iterator[NDArray[np.int64]]:
-    """Orders of a draft: slowest first, but small ones that do a part of the work before."""
+def orders(draft: Draft, wave_of: _Ints, tables: Tables) -> Iterator[_Ints]:
+    """Orders worth simulating: as the waves come; the last, smallest, before the others, to fill
+    the stages; slowest first."""
+    yield np.arange(len(wave_of))
+    last = wave_of == wave_of.max()
+    yield np.concatenate([np.flatnonzero(last), np.flatnonzero(~last)])
     work = tables.work(draft)
     seconds = np.asarray(work.forward_s) + np.asarray(work.backward_s)
-    latency_s = np.where(draft.path >= 0, seconds.reshape(draft.path.shape), 0.0).sum(axis=1)
-    slowest_first = np.argsort(-latency_s, kind="stable")
-    area = np.cumsum((latency_s * draft.degree)[slowest_first[::-1]])
-    for lead in leads:
-        number = int(np.searchsorted(area, lead * area[-1])) if lead else 0
-        rest = slowest_first[: len(slowest_first) - number]
-        yield np.concatenate([slowest_first[::-1][:number], rest])
+    at_stages_s = np.where(draft.path >= 0, seconds.reshape(draft.path.shape), 0.0)
+    yield np.argsort(-at_stages_s.sum(axis=1), kind="stable")
 
 
 class Changes:

@@ -16,27 +16,18 @@ from trimtab.core import checks
 from trimtab.core.errors import InfeasibleError
 from trimtab.core.staged import StagedLayout, StagedMethod, StagedPlan
 from trimtab.core.units import counted, duration_text
-from trimtab.planners import staged_program
+from trimtab.planners import packing, staged_program
 from trimtab.planners.staged_bounds import check_lengths, priced_bound_s
-from trimtab.planners.staged_packing import Changes, Mould, Packer, lead_orders
+from trimtab.planners.staged_packing import Changes, Packer, orders
 from trimtab.planners.staged_schedule import Draft, Tables, micro_batches, simulate
 
-_FIRST_MOULDS = (
-    Mould(longest=0.12, fullest=0.08, fine=0.1, memory=0.12),
-    Mould(longest=0.25, fullest=0.08, fine=0.1, memory=0.12),
-)
-"""For the first plan: as parts of the program's step, how long a sequence and a micro-batch may
-be at a stage."""
-_MORE_MOULDS = tuple(
-    Mould(longest=longest, fullest=fullest, fine=fine, memory=memory)
-    for longest in (0.12, 0.25, 0.06, 0.5)
-    for fullest, fine in ((0.15, 0.1), (0.04, 0.0), (0.08, 0.25), (0.04, 0.1))
-    for memory in (0.12, 0.25)
-)
-_LEADS = (0.04, 0.15, 0.08, 0.0)
-"""Parts of the work that small micro-batches may do before the large ones, to fill stages."""
+_FIRST_PARTS = (2.0,)
+"""For the first plan: a micro-batch takes a rank's tokens over the number of stages and this."""
+_MORE_PARTS = (2.5, 1.6, 2.0, 3.2, 1.3, 4.0, 1.0, 6.0, 9.0)
+_FIRST_BUILDS, _FIRST_TRIALS = 6, 20
+_MORE_BUILDS, _MORE_TRIALS = 20, 200
 
-_MOULDS_UNTIL = 0.35
+_PARTS_UNTIL = 0.4
 """Part of the time limit for building plans, before the best is improved."""
 
 _GOOD_GAP = 0.001
@@ -91,6 +82,7 @@ def warm_up(tables: Tables) -> None:
         degree=degree, path=path, tokens=np.ones(1), squares=np.ones(1), sequences=[[0]]
     )
     simulate(one, tables)
+    packing.warm_up()
 
 
 class _Planning:
@@ -110,7 +102,7 @@ class _Planning:
         _check_budget(self._solution, lengths, tables)
         bound_s = priced_bound_s(self._solution.prices, lengths, staged=tables.staged)
         self._bound_s = bound_s
-        self._packer = Packer(lengths, tables, solution=self._solution, step_s=bound_s)
+        self._packer = Packer(lengths, tables, solution=self._solution)
         self._best: tuple[float, Draft] | None = None
         self._apart_s = float("inf")
         self._found: StagedMethod = "first"
@@ -121,11 +113,10 @@ class _Planning:
             self._apart_s = min(self._apart_s, self._try(draft))
         if apart:
             self._found = "apart"
-        for mould in _FIRST_MOULDS:
-            self._try_mould(mould, leads=_LEADS[:2])
-        if self._best is None:
-            for mould in _MORE_MOULDS:
-                self._try_mould(mould, leads=_LEADS)
+        for part in _FIRST_PARTS:
+            self._build(part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS)
+        for part in _MORE_PARTS if self._best is None else ():
+            self._build(part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS)
         if self._best is None:
             raise InfeasibleError(
                 "lengths: no plan was found whose micro-batches fit the stages' memory; use more "
@@ -134,10 +125,10 @@ class _Planning:
 
     def improve(self, is_before: Callable[[float], bool]) -> None:
         """Build plans, then change the best of them, until the limit."""
-        for mould in _MORE_MOULDS:
-            if not is_before(_MOULDS_UNTIL):
+        for part in _MORE_PARTS:
+            if not is_before(_PARTS_UNTIL):
                 break
-            self._try_mould(mould, leads=_LEADS)
+            self._build(part, builds=_MORE_BUILDS, trials=_MORE_TRIALS)
         assert self._best is not None
         numbers = random.Random(_SEED)  # noqa: S311  # no secret hangs on it
         changes = Changes(self._lengths, self._tables, numbers=numbers)
@@ -173,9 +164,11 @@ class _Planning:
             first_step_s=step_s,
         )
 
-    def _try_mould(self, mould: Mould, *, leads: Sequence[float]) -> None:
-        draft = self._packer.draft(mould)
-        for order in lead_orders(draft, self._tables, leads=leads):
+    def _build(self, part: float, *, builds: int, trials: int) -> None:
+        """Pack, and simulate in a few orders."""
+        stages = self._tables.staged.num_stages
+        draft, wave_of = self._packer.draft(1 / (stages * part), builds=builds, trials=trials)
+        for order in orders(draft, wave_of, self._tables):
             self._try(draft.ordered(order))
 
     def _try(self, draft: Draft, *, or_equal: bool = False) -> float:
