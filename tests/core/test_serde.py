@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import types
 import typing
@@ -46,7 +47,11 @@ def clusters(draw: st.DrawFn) -> ClusterSpec:
         )
         for name in names
     )
-    links = (IslandLink(islands=(names[0], names[1]), link=draw(LINKS)),)
+    links = tuple(
+        IslandLink(islands=way, link=draw(LINKS), one_way=True)
+        for pair in itertools.pairwise(names)
+        for way in (pair, pair[::-1])
+    )
     return ClusterSpec(name=draw(NAMES), nodes=nodes, links=links, source=draw(st.text()))
 
 

@@ -1,6 +1,7 @@
 """Checks of single fields: each raises `InputError` naming field, rule and value."""
 
 import math
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -55,6 +56,17 @@ def one_of(field: str, value: Any, allowed: Collection[str]) -> None:
     """Raise unless `value` is among `allowed`; the message suggests the nearest."""
     if value not in allowed:
         raise InputError(f"{field}: {unknown_name_message('value', str(value), allowed)}")
+
+
+def device_name(field: str, value: Any) -> None:
+    """Raise unless `value` can be the name of a network device: it goes into environments."""
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}", value
+    ):
+        raise InputError(
+            f"{field}: expected the name of a network device such as eth0 or mlx5_0, "
+            f"got {shown(value)}"
+        )
 
 
 def address(field: str, value: str) -> None:

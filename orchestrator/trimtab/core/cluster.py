@@ -1,5 +1,7 @@
 """The machines: GPUs, NICs, nodes, islands and the links between them."""
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -72,14 +74,31 @@ class NicSpec:
 
     kind: NicKind
     count: int
+    """Ports, or rails."""
     bytes_per_s: float
     latency_s: float
+    devices: tuple[str, ...] = ()
+    """RDMA devices (HCAs) as the node calls them, `mlx5_0`; none: NCCL finds them."""
+    gid_index: int | None = None
+    """Of RoCE: which entry of a port's table of addresses is the routable one."""
+    interface: str | None = None
+    """What sockets use, `eth0` or `bond0`; None: the interface of the node's address."""
 
     def __post_init__(self) -> None:
         checks.one_of("nic.kind", self.kind, NIC_KINDS)
         checks.whole_number("nic.count", self.count)
         checks.positive("nic.gbit_per_s", self.bytes_per_s)
         checks.not_negative("nic.latency_us", self.latency_s)
+        for device in self.devices:
+            checks.device_name("nic.devices", device)
+        if self.gid_index is not None:
+            checks.whole_number("nic.gid_index", self.gid_index, at_least=0)
+        if self.interface is not None:
+            checks.device_name("nic.interface", self.interface)
+
+    @property
+    def is_rdma(self) -> bool:
+        return self.kind in ("infiniband", "roce")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +113,14 @@ class NodeSpec:
     """NVLink, PCIe or shared memory: what one GPU reaches its neighbours in the node with."""
     nics: tuple[NicSpec, ...]
     island: str
+    measured_flop_per_s: float | None = None
+    """Model FLOP/s of one of these GPUs while it trains its layers in its own island, gradient
+    exchange included, as `trimtab report` tells it; None: forecast from the datasheet."""
 
     def __post_init__(self) -> None:
         checks.not_empty("node.name", self.name)
+        if self.measured_flop_per_s is not None:
+            checks.positive(f"nodes.{self.name}.measured_tflop_per_s", self.measured_flop_per_s)
         checks.whole_number(f"nodes.{self.name}.count", self.count)
         checks.whole_number(f"nodes.{self.name}.gpus_per_node", self.gpus_per_node)
         checks.not_empty(f"nodes.{self.name}.nics", self.nics)
@@ -122,16 +146,27 @@ class NodeSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IslandLink:
-    """What a whole island reaches another one with; each direction has the full bandwidth."""
+    """What a whole island reaches another one with, all its GPUs together.
+
+    Each direction has the full bandwidth. With `one_way` it is the way from the first island to
+    the second alone, and another entry says what the way back is like.
+    """
 
     islands: tuple[str, str]
     link: Link
+    one_way: bool = False
 
     def __post_init__(self) -> None:
         if len(self.islands) != 2 or self.islands[0] == self.islands[1]:
             raise InputError(
                 f"links.islands: expected two different islands, got {list(self.islands)}"
             )
+
+    @property
+    def directions(self) -> tuple[tuple[str, str], ...]:
+        """The ways it stands for, each from an island to another."""
+        there, back = self.islands
+        return ((there, back),) if self.one_way else ((there, back), (back, there))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +189,53 @@ class ClusterSpec:
         for island_link in self.links:
             for island in island_link.islands:
                 checks.one_of("links.islands", island, self.islands)
+        self._check_ways()
+
+    def _check_ways(self) -> None:
+        """Raise where a way is given twice, or some island cannot reach another."""
+        ways = [way for entry in self.links for way in entry.directions]
+        for source, target in ways:
+            if ways.count((source, target)) > 1:
+                raise InputError(
+                    f"links: the way from {source!r} to {target!r} is given twice; a link goes "
+                    "both ways unless it says one_way: true"
+                )
+        if not self.links:
+            return
+        for source, target in itertools.permutations(self.islands, 2):
+            if self.route(source, target) is None:
+                raise InputError(
+                    f"links: no way leads from the island {source!r} to {target!r}; link them, "
+                    "directly or by way of others"
+                )
+
+    def route(self, source: str, target: str) -> tuple[tuple[str, str], ...] | None:
+        """The widest way from an island to another, link by link; among those the shortest.
+
+        Empty where the file gives no links, so that the nodes' own NICs join all islands; None
+        where no way leads there.
+        """
+        if not self.links or source == target:
+            return ()
+        widths = {
+            way: entry.link.bytes_per_s for entry in self.links for way in entry.directions
+        }
+        best: dict[str, tuple[float, int, tuple[tuple[str, str], ...]]] = {
+            source: (-math.inf, 0, ())
+        }
+        for _ in self.islands:
+            for (start, end), width in widths.items():
+                if start not in best:
+                    continue
+                narrow, hops, ways = best[start]
+                reached = (max(narrow, -width), hops + 1, (*ways, (start, end)))
+                if end not in best or reached < best[end]:
+                    best[end] = reached
+        return best[target][2] if target in best else None
+
+    def way(self, source: str, target: str) -> Link:
+        """The link of one direction, which the file gives."""
+        return next(entry.link for entry in self.links if (source, target) in entry.directions)
 
     @property
     def num_gpus(self) -> int:

@@ -9,6 +9,7 @@ from typing import Final, Literal, get_args
 from trimtab.core import checks
 from trimtab.core.certificate import BoundCertificate
 from trimtab.core.cluster import Precision
+from trimtab.core.communicators import CommunicatorSettings
 from trimtab.core.errors import InputError
 from trimtab.core.model import mfu
 
@@ -114,13 +115,20 @@ class Placement:
     """Where the ranks and the layers go."""
 
     rank_nodes: tuple[str, ...]
-    """Node of every rank, by rank."""
+    """Node of every rank, by rank; ranks are numbered tp fastest, then cp, dp and pp."""
     stage_layers: tuple[int, ...]
     """Number of layers of every stage, by stage."""
+    rank_gpus: tuple[int, ...] = ()
+    """Which GPU of its node every rank has, by rank; empty: in turn."""
 
     def __post_init__(self) -> None:
         checks.not_empty("placement.rank_nodes", self.rank_nodes)
         checks.not_empty("placement.stage_layers", self.stage_layers)
+        if self.rank_gpus and len(self.rank_gpus) != len(self.rank_nodes):
+            raise InputError(
+                f"placement.rank_gpus: expected one number for each of "
+                f"{len(self.rank_nodes)} ranks, got {len(self.rank_gpus)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +247,46 @@ class RejectedLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageIslands:
+    """Where a stage of a plan over several islands is."""
+
+    stage: int
+    num_layers: int
+    islands: tuple[str, ...]
+    """More than one where its dp ranks are spread over them."""
+    num_ranks: int
+    micro_batch_s: float
+    """Forward and backward, of its slowest GPUs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IslandBaseline:
+    """What a simpler rule makes of the same job."""
+
+    name: str
+    layout: Layout
+    step_s: float
+    is_tight: bool
+    """Whether some GPU is filled beyond what the plan itself allows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IslandsPlan:
+    """What a plan over several islands knows besides its forecast."""
+
+    stages: tuple[StageIslands, ...]
+    lower_bound_s: float
+    """No layout and no placement has a shorter step by the same forecast."""
+    num_layouts: int
+    """How many were looked at."""
+    baselines: tuple[IslandBaseline, ...]
+
+    def gap_fraction(self, step_s: float) -> float:
+        """How far a step may be above the best one."""
+        return step_s / self.lower_bound_s - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobPlan:
     """The chosen layout of a job, the runners-up, and what was ruled out."""
 
@@ -249,6 +297,10 @@ class JobPlan:
     """Next best layouts, best first."""
     rejected: tuple[RejectedLayout, ...]
     reason: str
+    islands: IslandsPlan | None = None
+    """Of a cluster of several islands or kinds of GPUs."""
+    communicators: tuple[CommunicatorSettings, ...] = ()
+    """What the groups of ranks are told about their network; none: NCCL finds its own way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

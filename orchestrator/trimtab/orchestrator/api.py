@@ -36,7 +36,7 @@ from trimtab.orchestrator.config import (
 )
 from trimtab.orchestrator.file_text import read_text
 from trimtab.orchestrator.rate_books import load_book as load_rates
-from trimtab.orchestrator.rate_books import stack_of
+from trimtab.orchestrator.rate_books import stack_of, stacks_of
 from trimtab.orchestrator.step_planning import step_planner
 from trimtab.planners import layouts, sequences
 
@@ -102,6 +102,7 @@ def plan(
         token_cap=job.step_planning.token_cap,
         fixed=job.layout if fixed is None else fixed,
         stack=stack_of(job.cluster, rates=rates),
+        stacks=stacks_of(job.cluster, rates=rates),
     )
 
 

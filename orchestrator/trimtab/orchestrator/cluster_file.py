@@ -49,6 +49,9 @@ class NicSection:
     gbit_per_s: float
     latency_us: float
     count: int = 1
+    devices: tuple[str, ...] = ()
+    gid_index: int | None = None
+    interface: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +64,17 @@ class NodeSection:
     nics: tuple[NicSection, ...]
     count: int = 1
     island: str = "main"
+    measured_tflop_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IslandLinkSection:
-    """What two islands reach each other with, in GB/s and microseconds."""
+    """What two islands reach each other with, in GB/s and microseconds; or one way of it."""
 
     islands: tuple[str, str]
     gb_per_s: float
     latency_us: float
+    one_way: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +119,11 @@ def _node(document: Any, *, path: str) -> NodeSpec:
     rest = _mapping(document, path=path)
     _check_keys(rest, NodeSection, apart="gpu", path=path)
     gpu = _gpu(_required(rest, "gpu", path=path), path=f"{path}.gpu")
+    if isinstance(rest.get("island"), list):
+        raise InputError(
+            f"{path}.island: expected one island, got {shown(rest['island'])}; islands do not "
+            "overlap, so list these nodes under one of them and give it links to the others"
+        )
     section = serde.from_fields(NodeSection, rest, path=path)
     checks.whole_number(f"{path}.count", section.count)
     checks.whole_number(f"{path}.gpus_per_node", section.gpus_per_node)
@@ -128,7 +138,15 @@ def _node(document: Any, *, path: str) -> NodeSpec:
             _nic(nic, path=f"{path}.nics[{index}]") for index, nic in enumerate(section.nics)
         ),
         island=section.island,
+        measured_flop_per_s=None
+        if section.measured_tflop_per_s is None
+        else _tflop(section.measured_tflop_per_s, path=f"{path}.measured_tflop_per_s"),
     )
+
+
+def _tflop(value: float, *, path: str) -> float:
+    checks.positive(path, value)
+    return value * units.TFLOP
 
 
 def _gpu(document: Any, *, path: str) -> GpuSpec:
@@ -169,12 +187,17 @@ def _nic(section: NicSection, *, path: str) -> NicSpec:
         count=section.count,
         bytes_per_s=section.gbit_per_s * units.GBIT,
         latency_s=section.latency_us * units.US,
+        devices=section.devices,
+        gid_index=section.gid_index,
+        interface=section.interface,
     )
 
 
 def _island_link(section: IslandLinkSection, *, path: str) -> IslandLink:
     link = LinkSection(gb_per_s=section.gb_per_s, latency_us=section.latency_us)
-    return IslandLink(islands=section.islands, link=_link(link, path=path))
+    return IslandLink(
+        islands=section.islands, link=_link(link, path=path), one_way=section.one_way
+    )
 
 
 def _mapping(value: Any, *, path: str) -> dict[str, Any]:

@@ -43,7 +43,18 @@ def plan_document(job: JobSpec, job_plan: JobPlan, *, batch_note: str) -> _Docum
             for rejected in job_plan.rejected
         ],
         "reason": job_plan.reason,
+        "islands": None if job_plan.islands is None else _islands_document(job_plan),
+        "communicators": [_fields(settings) for settings in job_plan.communicators],
     }
+
+
+def _islands_document(job_plan: JobPlan) -> _Document:
+    islands = job_plan.islands
+    assert islands is not None
+    document = _fields(islands)
+    for baseline, entry in zip(islands.baselines, document["baselines"], strict=True):
+        entry["layout"] = layout_document(baseline.layout)
+    return document | {"gap": islands.gap_fraction(job_plan.forecast.step_s)}
 
 
 def layout_document(layout: Layout) -> _Document:

@@ -36,3 +36,9 @@ def stack_of(cluster: ClusterSpec, *, rates: RateBook | None = None) -> StackRat
         key=lambda gpu: max((peak.flop_per_s for peak in gpu.peaks), default=0.0),
     )
     return (rates or shipped_book()).find(slowest.name, engine="megatron-core")
+
+
+def stacks_of(cluster: ClusterSpec, *, rates: RateBook | None = None) -> dict[str, StackRates]:
+    """The rates of every kind of device of the cluster, by its name, under the same engine."""
+    book = rates or shipped_book()
+    return {name: book.find(name, engine="megatron-core") for name in cluster.gpu_names}

@@ -117,6 +117,53 @@ _FORECAST = _object(
     }
 )
 
+_ISLANDS = _object(
+    {
+        "stages": _list(
+            _object(
+                {
+                    "stage": _INDEX,
+                    "num_layers": _COUNT,
+                    "islands": _described(
+                        _list(_TEXT, at_least=1), "several where its dp ranks are spread"
+                    ),
+                    "num_ranks": _COUNT,
+                    "micro_batch_s": _described(_AMOUNT, "forward and backward"),
+                }
+            ),
+            at_least=1,
+        ),
+        "lower_bound_s": _described(
+            _AMOUNT, "no layout and no placement is shorter by the same forecast"
+        ),
+        "num_layouts": _described(_COUNT, "how many were looked at"),
+        "baselines": _described(
+            _list(
+                _object(
+                    {
+                        "name": _TEXT,
+                        "layout": _LAYOUT,
+                        "step_s": _AMOUNT,
+                        "is_tight": {"type": "boolean"},
+                    }
+                )
+            ),
+            "what simpler rules make of the same job",
+        ),
+        "gap": _described(_AMOUNT, "step_s / lower_bound_s - 1"),
+    }
+)
+
+_COMMUNICATOR = _object(
+    {
+        "group": _TEXT,
+        "ranks": _list(_INDEX, at_least=1),
+        "transport": {"enum": ["IB", "Socket"]},
+        "interface": _nullable(_TEXT, "of sockets; null: each node's own"),
+        "reason": _TEXT,
+    }
+)
+
 PLAN_SCHEMA: _Schema = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "trimtab plan --json",
@@ -133,6 +180,7 @@ PLAN_SCHEMA: _Schema = {
                 {
                     "rank_nodes": _described(_list(_TEXT, at_least=1), "node of every rank"),
                     "stage_layers": _described(_list(_COUNT, at_least=1), "layers by stage"),
+                    "rank_gpus": _described(_list(_INDEX), "GPU of its node, of every rank"),
                 }
             ),
             "forecast": _FORECAST,
@@ -142,6 +190,12 @@ PLAN_SCHEMA: _Schema = {
             ),
             "rejected": _list(_object({"layout": _LAYOUT, "reason": _TEXT})),
             "reason": _TEXT,
+            "islands": _nullable(
+                _ISLANDS, "of a cluster of several islands or kinds of GPUs; null: of one"
+            ),
+            "communicators": _described(
+                _list(_COMMUNICATOR), "what each group of ranks is told about its network"
+            ),
         },
         description="Times in seconds, sizes in bytes.",
     ),

@@ -99,10 +99,10 @@ def price(counts: StepCounts, rates: Rates) -> dict[str, Real]:
         counts: Of one layout, or of many, stacked.
         rates: The constants.
     """
-    layer = _layer_parts(counts, rates)
+    layer = layer_parts(counts, rates)
     busy = sum(layer.values())
     gather_s = rates.gather_factor * counts.weights_s
-    output_s = _output_s(counts, rates)
+    output_s = head_s(counts, rates)
     is_last = counts.last_layers * busy + output_s >= counts.most_layers * busy
     layers = np.where(is_last, counts.last_layers, counts.most_layers)
     stage: dict[str, Real] = {name: layers * part for name, part in layer.items()}
@@ -133,7 +133,7 @@ def price(counts: StepCounts, rates: Rates) -> dict[str, Real]:
         "optimizer": rates.elementwise_factor * counts.optimizer_s,
         "every step": rates.step_s,
     }
-    parts["dp communication"] = parts["dp communication"] + _beyond(exchange_s, hidden_s)
+    parts["dp communication"] = parts["dp communication"] + beyond(exchange_s, hidden_s)
     doublings = np.log2(np.maximum(1.0, counts.num_ranks / 8))
     parts["waiting for the slowest"] = rates.scale_slowdown * doublings * sum(parts.values())
     return parts
@@ -143,12 +143,12 @@ def pipeline_work(
     counts: StepCounts, rates: Rates, stage_layers: Sequence[int]
 ) -> PipelineWork:
     """Seconds of a micro-batch in every stage, for the timeline of one layout."""
-    layer = {name: float(part) for name, part in _layer_parts(counts, rates).items()}
+    layer = {name: float(part) for name, part in layer_parts(counts, rates).items()}
     passes = float(counts.passes)
     forward_s = sum(layer.values()) / passes
     weight_s = layer["matrix products"] / passes
     backward_s = (passes - 1) * forward_s - weight_s
-    output_s = float(_output_s(counts, rates)) / 3
+    output_s = float(head_s(counts, rates)) / 3
     outputs = [0.0] * (len(stage_layers) - 1) + [output_s]
 
     def of_stages(layer_s: float) -> tuple[float, ...]:
@@ -169,13 +169,13 @@ def step_s(counts: StepCounts, rates: Rates) -> Real:
     return sum(price(counts, rates).values())
 
 
-def _output_s(counts: StepCounts, rates: Rates) -> Real:
+def head_s(counts: StepCounts, rates: Rates) -> Real:
     """The output matrix and the loss for a micro-batch, forward and backward."""
     products_s = 3 * counts.output_s / rates.matmul_efficiency
     return products_s + rates.elementwise_factor * counts.logits_s
 
 
-def _layer_parts(counts: StepCounts, rates: Rates) -> dict[str, Real]:
+def layer_parts(counts: StepCounts, rates: Rates) -> dict[str, Real]:
     """What a layer takes for a micro-batch, forward, backward and recompute."""
     matmul = np.where(counts.is_fp8, rates.fp8_efficiency, rates.matmul_efficiency)
     matmul = np.where(counts.is_fp4, rates.fp4_efficiency, matmul)
@@ -222,7 +222,7 @@ def _excess(busy_s: Real, other_s: Real, power: int) -> Real:
     return np.maximum(0.0, (busy_s**power + other_s**power) ** (1 / power) - busy_s)
 
 
-def _beyond(exchange_s: Real, hidden_s: Real) -> Real:
+def beyond(exchange_s: Real, hidden_s: Real) -> Real:
     """What of an exchange is not hidden: max(0, difference), smooth within a tenth of it.
 
     A step of which nothing is exchanged has nothing exposed.

@@ -34,13 +34,13 @@ _SHORT_TOKENS = 430
 """At this length fused attention reaches half its rate; see `_attention_flops`."""
 _LOGIT_BYTES = 12
 """Logits in 16 bits, in 32 bits, and their gradient's share: bytes of a pass per element."""
-_OPTIMIZER_BYTES = 30
+OPTIMIZER_BYTES = 30
 """AdamW in mixed precision reads and writes this for each parameter it holds."""
 
-_OFFLOADED_BYTES = 38
+OFFLOADED_BYTES = 38
 """The same where the optimizer is on the host: its own 30, and 32-bit gradients there, 16-bit
 weights and their sum's norm back."""
-_HOST_BYTES_PER_S = 20e9
+HOST_BYTES_PER_S = 20e9
 """Of a GPU's share of its host's memory, read and written; an assumption: two sockets of
 200 GB/s are 50 for each of 8 GPUs, and a PCIe 4 x16 link beside them carries 25."""
 
@@ -338,5 +338,5 @@ def _optimizer_s(model: ModelSpec, layout: Layout, used: Machine) -> float:
     share = layout.group_ranks if layout.zero >= 1 else 1
     parameters = sum(stage_parameters(model, layout, stage=0)) / share
     if layout.offload == "optimizer":
-        return _OFFLOADED_BYTES * parameters / _HOST_BYTES_PER_S
-    return _OPTIMIZER_BYTES * parameters / used.gpu.memory_bytes_per_s
+        return OFFLOADED_BYTES * parameters / HOST_BYTES_PER_S
+    return OPTIMIZER_BYTES * parameters / used.gpu.memory_bytes_per_s

@@ -48,6 +48,7 @@ def plan_job(
     token_cap: int | None = None,
     fixed: Layout | Mapping[str, int | str] | None = None,
     stack: StackRates = DEFAULT_STACK,
+    stacks: Mapping[str, StackRates] | None = None,
 ) -> JobPlan:
     """Choose the layout with the shortest forecast step among those whose memory fits.
 
@@ -66,12 +67,19 @@ def plan_job(
         fixed: A whole layout, forecast as it stands; or fields of it to keep, by name (see
             `PINNABLE` and `SETTINGS`), the rest being chosen.
         stack: What device and software reach of the datasheet; without a profile.
+        stacks: The same of every device by its name: where the cluster has several islands or
+            kinds of GPUs, layers and ranks are then placed on them, and up to `num_ranks` used.
 
     Raises:
         InputError: A pinned degree, `num_ranks` or the device does not admit any layout.
         InfeasibleError: No layout fits in memory; says what is short, and by how much.
     """
     checks.whole_number("num_ranks", num_ranks)
+    if stacks and is_mixed(cluster) and profile is None:
+        return _plan_islands(
+            model, cluster, num_ranks=num_ranks, batch=batch, precision=precision,
+            token_cap=token_cap, fixed=fixed, stacks=stacks,
+        )  # fmt: skip
     pins = {} if fixed is None or isinstance(fixed, Layout) else fixed
     job = Job(
         model=model,
@@ -101,6 +109,38 @@ def plan_job(
         rejected=found.rejected,
         reason=_given(best) if exact is not None else _reason(best, others, found=found),
     )
+
+
+def is_mixed(cluster: ClusterSpec) -> bool:
+    """Whether a layout is placed by islands: there are several, or nodes of several kinds."""
+    kinds = {dataclasses.replace(node, name="any", count=1) for node in cluster.nodes}
+    return len(kinds) > 1
+
+
+def _plan_islands(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    *,
+    num_ranks: int,
+    batch: BatchProfile,
+    precision: Precision,
+    token_cap: int | None,
+    fixed: Layout | Mapping[str, int | str] | None,
+    stacks: Mapping[str, StackRates],
+) -> JobPlan:
+    from trimtab.planners.island_forecast import job_plan
+    from trimtab.planners.island_layouts import island_job
+    from trimtab.planners.island_plan import place_layout, plan_islands
+
+    exact = fixed if isinstance(fixed, Layout) else None
+    pins = {} if fixed is None or isinstance(fixed, Layout) else fixed
+    islands = island_job(
+        model, cluster, num_ranks=num_ranks, batch=batch, precision=precision,
+        stacks=stacks, pinned=_pinned_degrees(pins), settings=_pinned_settings(pins),
+        token_cap=token_cap,
+    )  # fmt: skip
+    found = plan_islands(islands) if exact is None else place_layout(islands, exact)
+    return job_plan(islands, found)
 
 
 def plan_run(

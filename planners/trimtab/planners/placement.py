@@ -20,6 +20,7 @@ def placement(cluster: ClusterSpec, layout: Layout, *, num_layers: int) -> Place
     return Placement(
         rank_nodes=tuple(gpus[: layout.num_ranks]),
         stage_layers=layout.stage_layers or stage_layers(num_layers, layout.pp),
+        rank_gpus=tuple(gpu for size in sizes for gpu in range(size))[: layout.num_ranks],
     )
 
 

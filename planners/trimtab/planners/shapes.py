@@ -178,16 +178,22 @@ def _options(job: Job, name: str, most: int) -> list[int]:
 
 def _problem(job: Job, name: str, value: int) -> str | None:
     """Why a degree cannot be `value`, if so."""
-    model, used = job.model, job.used
+    used = job.used
     if used.num_ranks % value:
         return f"{value} does not divide num_ranks = {used.num_ranks}"
+    problem = layout_problem(job.model, name, value)
+    if problem is None and name == "tp" and used.gpus_per_node % value:
+        return f"{value} ranks do not fill a node of {used.gpus_per_node} GPUs evenly"
+    return problem
+
+
+def layout_problem(model: ModelSpec, name: str, value: int) -> str | None:
+    """Why the model does not admit a degree of `value`, if so."""
     if name == "tp":
         split = ("num_heads", "num_kv_heads", *(() if model.moe else ("ffn_hidden",)))
         for field in split:
             if getattr(model, field) % value:
                 return f"{value} does not divide {field} = {getattr(model, field)}"
-        if used.gpus_per_node % value:
-            return f"{value} ranks do not fill a node of {used.gpus_per_node} GPUs evenly"
     if name == "pp" and value > model.num_layers:
         return f"{value} stages are more than the model's {model.num_layers} layers"
     if name == "ep" and value > 1:

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "calibrate": (_SET_UP, "calibrate:calibrate"),
     "demo": (_SET_UP, "demo:demo"),
     "dev-cluster": (_SET_UP, "dev_cluster:app"),
+    "topology": (_SET_UP, "topology:topology"),
     "plan": (_PLAN, "plan:plan"),
     "explain": (_PLAN, "explain:explain"),
     "capacity": (_PLAN, "capacity:capacity"),

@@ -131,6 +131,7 @@ def show_plan(
         + (", sequence parallel" if layout.sequence_parallel else "")
     )
     out.print(job_plan.reason, markup=False)
+    _show_islands(out, job_plan)
     _show_forecast(out, job_plan.forecast)
     _show_cost(out, job, job_plan.forecast, price=price)
     out.print()
@@ -139,6 +140,48 @@ def show_plan(
         out.print()
         out.print(_alternatives_table(job_plan))
     _show_rejected(out, job_plan)
+
+
+def _show_islands(out: "Console", job_plan: "JobPlan") -> None:
+    """Stages by island, what simpler rules would take, and which networks groups use."""
+    from collections import Counter
+
+    from rich.markup import escape
+
+    from trimtab.core.units import duration_text
+    from trimtab.orchestrator.cli.output import printable
+
+    islands = job_plan.islands
+    if islands is None:
+        return
+    table = _table("Stages", "stage", "island", "layers >", "ranks >", "micro-batch >")
+    for stage in islands.stages:
+        table.add_row(
+            str(stage.stage),
+            escape(printable(" + ".join(stage.islands))),
+            str(stage.num_layers),
+            str(stage.num_ranks),
+            duration_text(stage.micro_batch_s),
+        )
+    out.print()
+    out.print(table)
+    step_s = job_plan.forecast.step_s
+    bound = duration_text(islands.lower_bound_s)
+    gap = islands.gap_fraction(step_s)
+    out.print(f"no plan takes less than {bound}: this one is within {gap:.1%}")
+    for baseline in islands.baselines:
+        tight = ", memory tight" if baseline.is_tight else ""
+        out.print(
+            f"{baseline.name}: {duration_text(baseline.step_s)} at best "
+            f"({baseline.step_s / step_s - 1:+.1%}; {baseline.layout}{tight})",
+            markup=False,
+        )
+    counts = Counter(
+        (settings.group.split(" ")[0], settings.transport)
+        for settings in job_plan.communicators
+    )
+    groups = (f"{count} {name} over {via}" for (name, via), count in counts.items())
+    out.print(f"communicators: {', '.join(groups) or 'none'}; --json has each", markup=False)
 
 
 def _show_forecast(out: "Console", forecast: "Forecast") -> None:
