@@ -11,6 +11,31 @@ from typing import Literal, get_args
 from trimtab.core import checks
 from trimtab.core.errors import InputError
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePathSpec:
+    """How much of a batch may leave out which stage: a job's budget, for the sake of quality."""
+
+    skip_fractions: tuple[float, ...] = ()
+    """Share of the tokens that leaves out each stage; empty: none leaves out any."""
+    skip_tolerance: float = 0.01
+    """How far off that share may be in one step."""
+
+    def __post_init__(self) -> None:
+        checks.fraction("stage_paths.skip_tolerance", self.skip_tolerance)
+        for stage, fraction in enumerate(self.skip_fractions):
+            checks.fraction_below_one(f"stage_paths.skip_fractions[{stage}]", fraction)
+
+    def check(self, num_stages: int) -> None:
+        """Raise unless the fractions are of so many stages and can be kept.
+
+        Raises:
+            InputError: There are more or fewer, or the first or the last would be left out.
+        """
+        field = "stage_paths.skip_fractions"
+        check_skip_fractions(field, self.skip_fractions, num_stages)
+
+
 StagedMethod = Literal["apart", "first", "search"]
 STAGED_METHODS: tuple[str, ...] = get_args(StagedMethod)
 
@@ -171,7 +196,7 @@ def check_skip_fractions(field: str, fractions: tuple[float, ...], num_stages: i
         )
     for stage, fraction in enumerate(fractions):
         checks.fraction_below_one(f"{field}[{stage}]", fraction)
-        if fraction and stage in (0, num_stages - 1):
+        if fraction and stage in {0, num_stages - 1}:
             raise InputError(
                 f"{field}[{stage}]: the first and the last stage are never left out, expected "
                 f"0, got {fraction:g}"
@@ -245,8 +270,6 @@ class StagedPlan:
     prices: StagedPrices
     method: StagedMethod
     reason: str
-    apart_s: float
-    """The step of the best of plans whose groups and paths were chosen one after the other."""
     solve_s: float
     first_plan_s: float
     first_step_s: float

@@ -178,7 +178,8 @@ def _at_replica(
     fits = sizes <= degree * tables.cap[v]
     paid = prices.replicas[v] * (work + tables.fixed_s[v] * sizes / tables.cap[v])
     paid = paid + second_price * (tables.fixed_s[v] + work / degree)
-    return np.where(fits, paid, np.inf)
+    paid = np.where(fits, paid, np.inf)
+    return paid
 
 
 def _way(
@@ -195,17 +196,17 @@ def _way(
     staged = tables.staged
     there, back = tables.channel[u, v], tables.channel[v, u]
     num_bytes = staged.token_bytes * sizes
-    paid = (prices.channels[there] + prices.channels[back]) * num_bytes
+    paid: _Floats = (prices.channels[there] + prices.channels[back]) * num_bytes
     if second_price.any():
         for source, target in ((u, v), (v, u)):
             away_s = tables.away_s(
                 np.array(source), np.array(target), num_bytes, np.array(degree)
             )
-            paid = paid + second_price * away_s
+            paid += second_price * away_s
     for stage in range(staged.replicas[u].stage + 1, staged.replicas[v].stage):
         if not staged.skip_fraction(stage):
             return np.full(len(sizes), np.inf)
-        paid = paid + (prices.skipped_more[stage] - prices.skipped_less[stage]) * sizes
+        paid += (prices.skipped_more[stage] - prices.skipped_less[stage]) * sizes
     return paid
 
 

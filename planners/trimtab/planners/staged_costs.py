@@ -312,12 +312,8 @@ class StagedCosts:
         single = replace(self.layout, pp=1, dp=1, cp=1, ep=1, vpp=1, stage_layers=())
 
         def parts(tokens: float, squares: float) -> dict[str, float]:
-            work = StepWork(
-                num_micro_batches=1, squares=squares, degree_tokens=((1, tokens),)
-            )
-            counts = work_counts(
-                self.model, single, used, precision=self.precision, work=work
-            )
+            work = StepWork(num_micro_batches=1, squares=squares, degree_tokens=((1, tokens),))
+            counts = work_counts(self.model, single, used, precision=self.precision, work=work)
             return {name: float(s) for name, s in price(counts, self._rates).items()}
 
         empty, filled = parts(0.0, 0.0), parts(_MANY_TOKENS, 0.0)

@@ -3,28 +3,31 @@
 A stage's time is a fluid: its nodes' ranks share the batch's work in proportion to their speed,
 and the gradient reduction follows. For a time T that gives the most layers of every choice of
 nodes; an integer program (`staged_program.assign_nodes`) takes one choice a stage, and the least
-T at which all layers find a place is found by bisection. The joint step program then says what
-a step takes at best on this layout and its neighbours, a layer moved, and on Megatron's.
+T at which all layers find a place is found by bisection. The joint step program then says
+whether a layer should move to another stage, and the simulation of a first plan which is best:
+this assignment, the best that has one kind of nodes a stage, or Megatron's.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.staged import StagedLayout
 from trimtab.planners import staged_program
 from trimtab.planners.staged_bounds import check_lengths
 from trimtab.planners.staged_costs import Serving, StagedCosts
+from trimtab.planners.staged_planning import plan_staged_step
 from trimtab.planners.staged_program import StageOption
 from trimtab.planners.staged_schedule import Tables
 
 _MOST_CHOICES = 2_000
 """Choices of nodes for a stage; nodes are taken in blocks where there would be more."""
-_BISECTIONS = 12
+_BISECTIONS = 20
 _MOST_MOVES = 8
-"""Layers moved from stage to stage, each after the program's answers."""
+_MOST_PLANNED_MOVES = 2
+"""Layers moved from stage to stage, each after the program's answers; then after plans."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,21 +42,21 @@ def choose_layout(
     costs: StagedCosts,
     batches: Sequence[Sequence[int]],
     *,
+    clock: Callable[[], float],
     skip_fractions: Sequence[float] = (),
     skip_tolerance: float = 0.01,
-    is_over: Callable[[], bool] = lambda: False,
 ) -> StagedLayout:
-    """The staged layout with the shortest steps, over all sampled batches, by the program.
+    """The staged layout with the shortest first plans, over all sampled batches.
 
     Args:
         costs: The cluster, the model and the degrees (`tp`, `pp`, perhaps `stage_layers`).
         batches: Lengths of the sampled batches.
+        clock: A monotonic clock in seconds, for the plans' own times; decides nothing.
         skip_fractions: Share of the tokens that leaves out each stage.
         skip_tolerance: How far off that may be.
-        is_over: Asked before every layer that might be moved; True ends that.
 
     Raises:
-        InfeasibleError: No assignment fits the memory.
+        InfeasibleError: No assignment fits.
     """
 
     def staged_of(assignment: Assignment) -> StagedLayout:
@@ -62,7 +65,7 @@ def choose_layout(
             skip_tolerance=skip_tolerance,
         )  # fmt: skip
 
-    def value(assignment: Assignment) -> float:
+    def program_s(assignment: Assignment) -> float:
         """The program's steps, in all; infinite where something does not fit."""
         try:
             tables = Tables(staged_of(assignment))
@@ -72,29 +75,48 @@ def choose_layout(
         except InfeasibleError:
             return math.inf
 
+    def plans_s(assignment: Assignment) -> float:
+        """First plans, in all; infinite where something does not fit."""
+        try:
+            staged = staged_of(assignment)
+            plans = [
+                plan_staged_step(lengths, staged=staged, clock=clock, time_limit_s=0.0)
+                for lengths in batches
+            ]
+        except InfeasibleError as error:
+            refusals.append(error)
+            return math.inf
+        return sum(plan.step_s for plan in plans)
+
+    refusals: list[InfeasibleError] = []
     candidates = [megatron_assignment(costs)]
     candidates += fluid_assignments(costs, batches, skip_fractions=skip_fractions)
-    found = [(value(one), index) for index, one in enumerate(candidates)]
-    best_s, at = min(found)
-    best = candidates[at]
-    if math.isinf(best_s):
-        # says what does not fit, of the layout that was most likely to
-        tables = Tables(staged_of(best))
-        for lengths in batches:
-            check_lengths(lengths, tables)
-    for _ in range(0 if costs.layout.stage_layers else _MOST_MOVES):
+    if not costs.layout.stage_layers:
+        candidates = [_moved(one, program_s, most=_MOST_MOVES) for one in candidates]
+    values = [plans_s(one) for one in candidates]
+    if math.isinf(min(values)):
+        raise refusals[-1]
+    best = candidates[values.index(min(values))]
+    if not costs.layout.stage_layers:
+        best = _moved(best, plans_s, most=_MOST_PLANNED_MOVES)
+    return staged_of(best)
+
+
+def _moved(
+    assignment: Assignment, value_s: Callable[[Assignment], float], *, most: int
+) -> Assignment:
+    """The assignment with layers moved from stage to stage, one by one, while that helps."""
+    best, best_s = assignment, value_s(assignment)
+    for _ in range(most):
         moves = [
-            Assignment(servings=best.servings, stage_layers=layers)
-            for layers in _neighbours(best.stage_layers)
+            replace(best, stage_layers=layers) for layers in _neighbours(best.stage_layers)
         ]
-        if is_over() or not moves:
-            break
-        values = [value(move) for move in moves]
-        if min(values) >= best_s * (1 - 1e-6):
+        values = [value_s(move) for move in moves]
+        if not moves or min(values) >= best_s * (1 - 1e-6):
             break
         best_s = min(values)
         best = moves[values.index(best_s)]
-    return staged_of(best)
+    return best
 
 
 def megatron_assignment(costs: StagedCosts) -> Assignment:
@@ -128,20 +150,10 @@ def megatron_assignment(costs: StagedCosts) -> Assignment:
 def fluid_assignments(
     costs: StagedCosts, batches: Sequence[Sequence[int]], *, skip_fractions: Sequence[float]
 ) -> list[Assignment]:
-    """The assignment with the least fluid time; none where no time suffices."""
+    """The assignment with the least fluid time, and that of one kind of nodes a stage."""
     fluid = _Fluid(costs, batches, skip_fractions=skip_fractions)
-    low_s, high_s = 0.0, fluid.longest_s()
-    best = fluid.assignment(high_s)
-    if best is None:
-        return []
-    for _ in range(_BISECTIONS):
-        middle_s = (low_s + high_s) / 2
-        found = fluid.assignment(middle_s)
-        if found is None:
-            low_s = middle_s
-        else:
-            best, high_s = found, middle_s
-    return [best]
+    found = [fluid.best(is_pure=is_pure) for is_pure in (False, True)]
+    return [assignment for assignment in found if assignment is not None]
 
 
 class _Fluid:
@@ -171,18 +183,28 @@ class _Fluid:
         self._closing: dict[tuple[int, tuple[int, ...]], tuple[float, float]] = {}
         self._room: dict[tuple[int, tuple[int, ...]], int] = {}
 
-    def longest_s(self) -> float:
-        """A time that is long enough for any assignment that fits."""
+    def best(self, *, is_pure: bool) -> Assignment | None:
+        """The one whose slowest stage takes least, by bisection; None: none fits the memory."""
         slowest_s = max(layer + output for layer, output in self._layer_s)
-        return 2 * self._num_layers * slowest_s + 1e4
+        low_s, high_s = 0.0, 2 * self._num_layers * slowest_s + 1e4
+        best = self._assignment(high_s, is_pure=is_pure)
+        for _ in range(_BISECTIONS if best else 0):
+            middle_s = math.sqrt(max(low_s, 1e-6 * high_s) * high_s)
+            found = self._assignment(middle_s, is_pure=is_pure)
+            if found is None:
+                low_s = middle_s
+            else:
+                best, high_s = found, middle_s
+        return best
 
-    def assignment(self, time_s: float) -> Assignment | None:
+    def _assignment(self, time_s: float, *, is_pure: bool) -> Assignment | None:
         """One whose stages all take at most `time_s`, with all layers placed; None: there is
-        none."""
+        none. `is_pure`: every stage on one kind of nodes."""
         options = [
             StageOption(stage=stage, num_nodes=choice, most_layers=most)
             for stage in range(self._pp)
             for choice in self._choices
+            if not is_pure or sum(map(bool, choice)) == 1
             if (most := self._most_layers(stage, choice, time_s))
         ]
         if {option.stage for option in options} != set(range(self._pp)):

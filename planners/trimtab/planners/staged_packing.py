@@ -27,9 +27,7 @@ class Packer:
     ones seldom wait for their neighbours.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], tables: Tables, *, solution: Solution
-    ) -> None:
+    def __init__(self, lengths: Sequence[int], tables: Tables, *, solution: Solution) -> None:
         self._lengths, self._tables = lengths, tables
         self._members: dict[_Path, list[int]] = defaultdict(list)
         for index, path in enumerate(_dealt(solution, lengths)):
@@ -153,7 +151,14 @@ class Changes:
 
     def changed(self, draft: Draft) -> Draft | None:
         """A neighbour; None: the change that was drawn is not possible."""
-        kinds = (self._moved, self._moved, self._wider, self._split, self._merged, self._rerouted)
+        kinds = (
+            self._moved,
+            self._moved,
+            self._wider,
+            self._split,
+            self._merged,
+            self._rerouted,
+        )
         return self._numbers.choice(kinds)(draft)
 
     def _moved(self, draft: Draft) -> Draft | None:
@@ -217,9 +222,7 @@ class Changes:
             moving = [members.pop(self._numbers.randrange(len(members)))]
         else:
             members = []
-        changed = self._with(
-            draft, {source: members, target: draft.sequences[target] + moving}
-        )
+        changed = self._with(draft, {source: members, target: draft.sequences[target] + moving})
         kept = target - (not members and source < target)
         degree = int(changed.degree[kept])
         return changed if self._fits(changed, kept, degree, changed.path[kept]) else None

@@ -6,6 +6,7 @@ sizes, ordered, and simulated; the best of these plans, and of the plans that ch
 paths one after the other (`staged_apart`), is then improved by small changes.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from trimtab.core.staged import StagedLayout, StagedMethod, StagedPlan
 from trimtab.core.units import counted, duration_text
 from trimtab.planners import packing, staged_program
 from trimtab.planners.staged_bounds import check_lengths, priced_bound_s
+from trimtab.planners.staged_check import checked_step_s
 from trimtab.planners.staged_packing import Changes, Packer, orders
 from trimtab.planners.staged_schedule import Draft, Tables, micro_batches, simulate
 
@@ -63,19 +65,20 @@ def plan_staged_step(
     warm_up(tables)
     started_s = clock()
     planning = _Planning(lengths, tables, started_s=started_s, clock=clock)
-    planning.begin(apart)
-    first = planning.plan("first")
-    if not time_limit_s:
-        return first
-    planning.improve(lambda part: clock() - started_s < part * time_limit_s)
-    better = planning.plan("search")
-    return replace(
-        better, first_plan_s=first.solve_s, first_step_s=first.step_s
+    planning.begin()
+    first = planning.plan()
+    planning.compare(apart)
+    if time_limit_s:
+        planning.improve(lambda part: clock() - started_s < part * time_limit_s)
+    best = planning.plan()
+    assert math.isclose(
+        checked_step_s(best.micro_batches, lengths, staged=staged), best.step_s, rel_tol=1e-6
     )
+    return replace(best, first_plan_s=first.solve_s, first_step_s=first.step_s)
 
 
 def warm_up(tables: Tables) -> None:
-    """Compile the simulation, or read it from numba's cache."""
+    """Have kernels compiled, or read from numba's cache, and the solver loaded."""
     degree = np.array([tables.degrees[0]])
     path = np.array([[tables.staged.of_stage(s)[0] for s in range(tables.staged.num_stages)]])
     one = Draft(
@@ -83,6 +86,7 @@ def warm_up(tables: Tables) -> None:
     )
     simulate(one, tables)
     packing.warm_up()
+    staged_program.solve([1, 1], tables)
 
 
 class _Planning:
@@ -104,31 +108,35 @@ class _Planning:
         self._bound_s = bound_s
         self._packer = Packer(lengths, tables, solution=self._solution)
         self._best: tuple[float, Draft] | None = None
-        self._apart_s = float("inf")
         self._found: StagedMethod = "first"
 
-    def begin(self, apart: Sequence[Draft]) -> None:
-        """Simulate the plans made apart, and the first of ours."""
-        for draft in apart:
-            self._apart_s = min(self._apart_s, self._try(draft))
-        if apart:
-            self._found = "apart"
+    def begin(self) -> None:
+        """Build the first plan.
+
+        Raises:
+            InfeasibleError: No plan was found.
+        """
         for part in _FIRST_PARTS:
-            self._build(part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS)
+            self._build(part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS, found="first")
         for part in _MORE_PARTS if self._best is None else ():
-            self._build(part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS)
+            self._build(part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS, found="first")
         if self._best is None:
             raise InfeasibleError(
                 "lengths: no plan was found whose micro-batches fit the stages' memory; use more "
                 "nodes, stages or tp, or drop the longest sequences"
             )
 
+    def compare(self, apart: Sequence[Draft]) -> None:
+        """Take the best of the plans made apart, where it is better."""
+        for draft in apart:
+            self._try(draft, found="apart")
+
     def improve(self, is_before: Callable[[float], bool]) -> None:
         """Build plans, then change the best of them, until the limit."""
         for part in _MORE_PARTS:
             if not is_before(_PARTS_UNTIL):
                 break
-            self._build(part, builds=_MORE_BUILDS, trials=_MORE_TRIALS)
+            self._build(part, builds=_MORE_BUILDS, trials=_MORE_TRIALS, found="search")
         assert self._best is not None
         numbers = random.Random(_SEED)  # noqa: S311  # no secret hangs on it
         changes = Changes(self._lengths, self._tables, numbers=numbers)
@@ -137,16 +145,14 @@ class _Planning:
             before_s, draft = self._best
             changed = changes.changed(draft)
             if changed is not None:
-                self._try(changed, or_equal=True)
+                self._try(changed, found="search", or_equal=True)
             idle = 0 if self._best[0] < before_s else idle + 1
 
-    def plan(self, method: StagedMethod) -> StagedPlan:
+    def plan(self) -> StagedPlan:
         """The best so far as a value."""
         assert self._best is not None
         step_s, times = simulate(self._best[1], self._tables)
         bound_s = min(self._bound_s, step_s)
-        if self._found == "apart":
-            method = "apart"
         visits = micro_batches(self._best[1], times)
         solve_s = self._clock() - self._started_s
         return StagedPlan(
@@ -154,31 +160,29 @@ class _Planning:
             step_s=step_s,
             lower_bound_s=bound_s,
             prices=self._solution.prices,
-            method=method,
+            method=self._found,
             reason=f"{counted(len(visits), 'micro-batch')[:-1]}es of degrees "
             f"{sorted({one.degree for one in visits})}; {duration_text(step_s)}, at most "
             f"{step_s / bound_s - 1:.1%} above the best possible",
-            apart_s=self._apart_s if np.isfinite(self._apart_s) else step_s,
             solve_s=solve_s,
             first_plan_s=solve_s,
             first_step_s=step_s,
         )
 
-    def _build(self, part: float, *, builds: int, trials: int) -> None:
+    def _build(self, part: float, *, builds: int, trials: int, found: StagedMethod) -> None:
         """Pack, and simulate in a few orders."""
         stages = self._tables.staged.num_stages
         draft, wave_of = self._packer.draft(1 / (stages * part), builds=builds, trials=trials)
         for order in orders(draft, wave_of, self._tables):
-            self._try(draft.ordered(order))
+            self._try(draft.ordered(order), found=found)
 
-    def _try(self, draft: Draft, *, or_equal: bool = False) -> float:
+    def _try(self, draft: Draft, *, found: StagedMethod, or_equal: bool = False) -> None:
         """Simulate a plan and keep it if it is the best."""
         step_s, _ = simulate(draft, self._tables)
         best_s = float("inf") if self._best is None else self._best[0]
         if step_s < best_s or (or_equal and step_s == best_s):
             self._best = (step_s, draft)
-            self._found = "search"
-        return step_s
+            self._found = found
 
     def _is_good(self) -> bool:
         assert self._best is not None

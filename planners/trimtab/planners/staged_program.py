@@ -21,6 +21,7 @@ program, its buckets or its solver were exact.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pulp
@@ -148,10 +149,8 @@ def buckets_of(lengths: Sequence[int]) -> list[list[int]]:
     last = -1
     for position, index in enumerate(order[1:]):
         key = int(_MOST_BUCKETS * (weight[position] - 1e-9) / weight[-1])
-        if key != last and lengths[index] != lengths[buckets[-1][-1]]:
-            buckets.append([])
-            last = key
-        elif len(buckets) == 1:
+        is_new = key != last and lengths[index] != lengths[buckets[-1][-1]]
+        if is_new or len(buckets) == 1:
             buckets.append([])
             last = key
         buckets[-1].append(index)
@@ -203,19 +202,19 @@ class _Program:
             longest=longest, held=nothing, skipped_more=nothing, skipped_less=nothing,
         )  # fmt: skip
 
-    def _build(self):  # type: ignore[no-untyped-def]  # highspy has no types
-        """The rows, and T; PuLP builds them, HiGHS keeps them."""
+    def _build(self) -> Any:
+        """The rows, and T; PuLP builds them, HiGHS (which has no types) keeps them."""
         staged = self._tables.staged
         model = pulp.LpProblem("joint_step", pulp.LpMinimize)
         step = model.add_variable("step_s", 0)
         model.setObjective(pulp.LpAffineExpression({step: 1.0}))
 
-        def constrain(kind: str, index: int, row: dict[object, float], sense: int, limit: float) -> None:
+        def constrain(
+            kind: str, index: int, row: dict[object, float], sense: int, limit: float
+        ) -> None:
             self._rows[kind, index] = len(self._rows)
             expression = pulp.LpAffineExpression(row)
-            model.addConstraint(
-                pulp.LpConstraint(expression, sense, f"{kind}_{index}", limit)
-            )
+            model.addConstraint(pulp.LpConstraint(expression, sense, f"{kind}_{index}", limit))
 
         for v in range(len(staged.replicas)):
             constrain("replica", v, {step: 1.0}, pulp.LpConstraintGE, float(self._idle_s[v]))

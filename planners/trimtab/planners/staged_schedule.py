@@ -89,13 +89,16 @@ class Tables:
         self.is_not_last = np.array([replica.stage != last for replica in replicas], dtype=int)
         self.first_rank = np.concatenate([[0], np.cumsum(self.num_ranks)])
 
-    def away_s(self, source: _Ints, target: _Ints, num_bytes: _Floats, degree: _Ints) -> _Floats:
+    def away_s(
+        self, source: _Ints, target: _Ints, num_bytes: _Floats, degree: _Ints
+    ) -> _Floats:
         """How long messages of groups are under way, once their channel is theirs."""
         rate = np.minimum(
             self.bytes_per_s[self.channel[source, target]],
             degree * self.rank_bytes_per_s[source, target],
         )
-        return self.latency_s[source, target] + num_bytes / rate
+        away_s: _Floats = self.latency_s[source, target] + num_bytes / rate
+        return away_s
 
     def work(self, draft: Draft) -> staged_kernels.Work:
         """What the kernel reads."""
@@ -190,6 +193,14 @@ def simulate(draft: Draft, tables: Tables) -> tuple[float, staged_kernels.Times]
         return float("inf"), times
     closing_s = tables.staged.closing_s
     return max(float(end) + s for end, s in zip(end_s, closing_s, strict=True)), times
+
+
+def pass_s(lengths: Sequence[int], degree: int, *, replica: int, tables: Tables) -> float:
+    """Forward and backward of a micro-batch at a replica."""
+    k = int(tables.index_of_degree[degree])
+    squares = sum(length * length for length in lengths)
+    work = tables.quadratic_s[replica] * squares + tables.token_s[replica, k] * sum(lengths)
+    return float(tables.fixed_s[replica] + work / degree)
 
 
 def micro_batches(draft: Draft, times: staged_kernels.Times) -> tuple[MicroBatch, ...]:
