@@ -1,5 +1,7 @@
 """Micro-batches for a staged layout: packed from the program's shares, ordered, changed."""
 
+import itertools
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -8,6 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.core.errors import InfeasibleError
 from trimtab.core.profile import DegreeBandwidth, StepProfile
 from trimtab.planners.packing import BatchCosts, PackingSearch
 from trimtab.planners.staged_program import Solution
@@ -17,6 +20,9 @@ _Path = tuple[int, ...]
 _Group = tuple[int, _Path, list[int]]
 """Degree, path, sequences."""
 _Ints = NDArray[np.int64]
+
+_ANOTHER_CHANGE = 0.25
+"""How often a change is followed by another before it is simulated."""
 
 
 class Packer:
@@ -30,7 +36,11 @@ class Packer:
     def __init__(self, lengths: Sequence[int], tables: Tables, *, solution: Solution) -> None:
         self._lengths, self._tables = lengths, tables
         self._members: dict[_Path, list[int]] = defaultdict(list)
-        for index, path in enumerate(_dealt(solution, lengths)):
+        paths = _dealt(solution, lengths)
+        for stage in range(tables.staged.num_stages):
+            if tables.staged.skip_fraction(stage):
+                _meet_budget(paths, lengths, tables, stage=stage)
+        for index, path in enumerate(paths):
             self._members[path].append(index)
 
     def draft(self, part: float, *, builds: int, trials: int) -> tuple[Draft, _Ints]:
@@ -128,6 +138,60 @@ def _dealt(solution: Solution, lengths: Sequence[int]) -> list[_Path]:
     return paths
 
 
+def _meet_budget(
+    paths: list[_Path], lengths: Sequence[int], tables: Tables, *, stage: int
+) -> None:
+    """Let sequences leave out a stage, or visit it, until their tokens are within its budget.
+
+    Each time the one that brings the tokens nearest; the replica visited is the first that has
+    routes and memory for it.
+
+    Raises:
+        InfeasibleError: That does not lead there.
+    """
+    staged = tables.staged
+    total = sum(lengths)
+    wanted, slack = staged.skip_fraction(stage) * total, staged.skip_tolerance * total
+    left_out = sum(lengths[i] for i, path in enumerate(paths) if path[stage] < 0)
+    while abs(left_out - wanted) > slack:
+        found: list[tuple[float, int, int]] = []
+        """How far off then, sequence, replica."""
+        for index, path in enumerate(paths):
+            if (path[stage] < 0) == (left_out < wanted):
+                continue
+            change = lengths[index] if left_out < wanted else -lengths[index]
+            options = [-1] if left_out < wanted else staged.of_stage(stage)
+            found += [
+                (abs(left_out + change - wanted), index, v)
+                for v in options
+                if pass_exists(lengths[index], _at(path, stage, v), tables)
+            ]
+        off, index, v = min(found, default=(math.inf, 0, 0))
+        if off >= abs(left_out - wanted):
+            raise InfeasibleError(
+                f"stage_paths.skip_fractions[{stage}]: {staged.skip_fraction(stage):g} cannot be "
+                f"met within {staged.skip_tolerance:g} by whole sequences of this batch; the "
+                f"nearest found is {left_out / total:.4f}: set that, or a wider skip_tolerance"
+            )
+        left_out += lengths[index] if v < 0 else -lengths[index]
+        paths[index] = _at(paths[index], stage, v)
+
+
+def _at(path: _Path, stage: int, replica: int) -> _Path:
+    return (*path[:stage], replica, *path[stage + 1 :])
+
+
+def pass_exists(length: int, path: _Path, tables: Tables) -> bool:
+    """Whether some degree holds a sequence all along a path, which has routes."""
+    visited = [v for v in path if v >= 0]
+    has_routes = all(tables.channel[u, v] >= 0 for u, v in itertools.pairwise(visited))
+    return has_routes and any(
+        length <= degree * tables.cap[visited].min()
+        and bool(np.isfinite(tables.token_s[visited, k]).all())
+        for k, degree in enumerate(tables.degrees)
+    )
+
+
 def orders(draft: Draft, wave_of: _Ints, tables: Tables) -> Iterator[_Ints]:
     """Orders worth simulating: as the waves come; the last, smallest, before the others, to fill
     the stages; slowest first."""
@@ -150,7 +214,16 @@ class Changes:
         self._skips = any(tables.staged.skip_fractions)
 
     def changed(self, draft: Draft) -> Draft | None:
-        """A neighbour; None: the change that was drawn is not possible."""
+        """A neighbour: one change, now and then several; None: those drawn are impossible."""
+        found: Draft | None = None
+        while found is None or self._numbers.random() < _ANOTHER_CHANGE:
+            changed = self._once(draft if found is None else found)
+            if changed is None:
+                return found
+            found = changed
+        return found
+
+    def _once(self, draft: Draft) -> Draft | None:
         kinds = (
             self._moved,
             self._moved,
@@ -209,12 +282,10 @@ class Changes:
         return self._with(draft, {at: members[::2]}, added=(at, members[1::2]))
 
     def _merged(self, draft: Draft) -> Draft | None:
-        """A sequence, or all, of one micro-batch into another of its degree and path."""
+        """A sequence, or all, of one micro-batch into another of its path."""
         number = len(draft.degree)
         source, target = self._numbers.randrange(number), self._numbers.randrange(number)
-        if source == target or draft.degree[source] != draft.degree[target]:
-            return None
-        if (draft.path[source] != draft.path[target]).any():
+        if source == target or (draft.path[source] != draft.path[target]).any():
             return None
         members = list(draft.sequences[source])
         moving = members

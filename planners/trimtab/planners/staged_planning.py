@@ -103,7 +103,6 @@ class _Planning:
         self._lengths, self._tables = lengths, tables
         self._started_s, self._clock = started_s, clock
         self._solution = staged_program.solve(lengths, tables)
-        _check_budget(self._solution, lengths, tables)
         bound_s = priced_bound_s(self._solution.prices, lengths, staged=tables.staged)
         self._bound_s = bound_s
         self._packer = Packer(lengths, tables, solution=self._solution)
@@ -187,15 +186,3 @@ class _Planning:
     def _is_good(self) -> bool:
         assert self._best is not None
         return self._best[0] <= self._bound_s * (1 + _GOOD_GAP)
-
-
-def _check_budget(
-    solution: staged_program.Solution, lengths: Sequence[int], tables: Tables
-) -> None:
-    if solution.unmet_fraction:
-        staged = tables.staged
-        raise InfeasibleError(
-            f"step_planning.skip_fractions: {list(staged.skip_fractions)} cannot be met within "
-            f"{staged.skip_tolerance:g} with {counted(len(lengths), 'sequence')}; the nearest is "
-            f"{solution.unmet_fraction:.1%} further off"
-        )

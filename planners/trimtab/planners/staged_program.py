@@ -64,8 +64,6 @@ class Solution:
     """Indices into the lengths of each bucket's sequences, longest first."""
     step_s: float
     """The program's T: near the bound, before re-pricing."""
-    unmet_fraction: float
-    """Of all tokens, how far the shares are from the skip fractions; 0 where they can be met."""
 
 
 def solve(
@@ -365,18 +363,4 @@ class _Program:
             shares=shares,
             buckets=tuple(tuple(bucket) for bucket in self.buckets),
             step_s=float(self._step_s),
-            unmet_fraction=self._unmet(shares),
         )
-
-    def _unmet(self, shares: Sequence[Share]) -> float:
-        staged = self._tables.staged
-        unmet = 0.0
-        for stage in self._skips:
-            tokens = sum(
-                share.amount * self._sizes[share.bucket]
-                for share in shares
-                if share.path[stage] < 0
-            )
-            off = abs(float(tokens) / self._total - staged.skip_fraction(stage))
-            unmet = max(unmet, off - staged.skip_tolerance)
-        return unmet if unmet > 1e-6 else 0.0
