@@ -42,12 +42,15 @@ def test_the_busiest_replica_bounds_equal_sequences_at_degree_one(staged_case: C
 
 
 def test_a_slow_channel_bounds_the_step(staged_case: Case) -> None:
-    # 400 tokens of a byte each, half a byte a second
+    # 400 tokens of a byte each, half a byte a second; before the first message a forward of
+    # degree 2 (9.5 / 3 s), after the last 0.5 s, both passes of the other stage, a message
+    # back (20.5 s) and a backward (19 / 3 s)
     staged = staged_case(bytes_per_s=0.5)
-    assert _bound_s([10] * 40, staged) == pytest.approx(400 / 0.5)
+    ends_s = 9.5 / 3 + 0.5 + 9.5 + 20.5 + 19 / 3
+    assert _bound_s([10] * 40, staged) == pytest.approx(400 / 0.5 + ends_s)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=12),
     fixed_s=st.sampled_from([0.0, 2.0]),
@@ -109,15 +112,17 @@ def test_whole_waves_are_no_bound_where_ranks_do_not_wait() -> None:
     staged = _one_stage(profile, num_ranks=2)
     groups = [(1, (0,), [0]), (1, (0,), list(range(1, 11))), (1, (0,), list(range(11, 21)))]
     step_s, _ = simulate(draft_of(groups, lengths), Tables(staged))
-    assert _bound_s(lengths, staged) <= step_s < area_bound_s(
-        lengths, profile=profile, num_ranks=2
+    assert (
+        _bound_s(lengths, staged)
+        <= step_s
+        < area_bound_s(lengths, profile=profile, num_ranks=2)
     )
 
 
 price = st.floats(0, 10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 100), min_size=1, max_size=12),
     replicas=st.tuples(price, price, price),
@@ -140,7 +145,7 @@ def test_any_prices_give_a_true_bound(
     )  # fmt: skip
     if not any((*replicas, *channels, longest, *held)):
         return
-    plan = plan_staged_step(lengths, staged=staged, clock=_ticks(), time_limit_s=0.05)
+    plan = plan_staged_step(lengths, staged=staged, clock=_ticks(), time_limit_s=0.01)
     assert priced_bound_s(prices, lengths, staged=staged) <= plan.step_s * (1 + 1e-9)
 
 
@@ -164,7 +169,7 @@ def test_any_prices_of_stages_left_out_give_a_true_bound(
         replicas=tuple(p + 0.01 for p in replicas), channels=(0.0,) * 6, longest=0.0,
         held=(0.0,) * 3, skipped_more=(0.0, more, 0.0), skipped_less=(0.0, less, 0.0),
     )  # fmt: skip
-    plan = plan_staged_step(lengths, staged=staged, clock=_ticks(), time_limit_s=0.02)
+    plan = plan_staged_step(lengths, staged=staged, clock=_ticks(), time_limit_s=0.0)
     assert priced_bound_s(prices, lengths, staged=staged) <= plan.step_s * (1 + 1e-9)
 
 

@@ -141,7 +141,11 @@ def test_more_time_never_gives_a_longer_step(staged_case: Case) -> None:
     [
         ([], InputError, "the batch is empty"),
         ([10, 0], InputError, r"lengths\[1\]: expected a whole number >= 1, got 0"),
-        ([10, 500], InfeasibleError, r"lengths\[1\]: a sequence of 500 tokens fits in no group"),
+        (
+            [10, 500],
+            InfeasibleError,
+            r"lengths\[1\]: a sequence of 500 tokens fits in no group",
+        ),
     ],
 )
 def test_a_batch_that_cannot_be_planned_is_named(

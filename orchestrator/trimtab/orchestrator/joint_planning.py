@@ -1,8 +1,9 @@
-"""One step of a job whose stages lie on uneven machines: layout, then groups and paths at once."""
+"""One step of a job over uneven machines: a layout, then groups and stage paths together."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.job import JobSpec
@@ -23,6 +24,12 @@ _MOST_SEQUENCES = 20_000
 """Of a batch; the simulation of more would take seconds a time."""
 
 
+_NEEDED: Final = (
+    ("ep", 1), ("cp", 1), ("vpp", 1), ("zero", 1), ("schedule", "1f1b"), ("offload", "none"),
+)  # fmt: skip
+"""What the costs of stages know of a layout, besides tp, pp and recompute."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointPlan:
     """A step, the layout it is planned on, and what deciding apart comes to."""
@@ -37,7 +44,11 @@ class JointPlan:
 
 
 def plan_joint_step(
-    job: JobSpec, lengths: Sequence[int], *, time_limit_s: float = 1.0
+    job: JobSpec,
+    lengths: Sequence[int],
+    *,
+    time_limit_s: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> JointPlan:
     """Choose who serves which stage, then the step's groups, replicas and paths together.
 
@@ -50,6 +61,7 @@ def plan_joint_step(
         lengths: Tokens of every sequence of the step.
         time_limit_s: When to stop improving the plan, once the layout is chosen; 0 takes the
             first.
+        clock: A monotonic clock in seconds.
 
     Raises:
         InputError: The job has no layout with one sequence a micro-batch and no experts split,
@@ -68,18 +80,18 @@ def plan_joint_step(
     )  # fmt: skip
     check_stage_layers(costs)
     paths = job.stage_paths
-    started_s = time.perf_counter()
+    started_s = clock()
     staged = choose_layout(
-        costs, [lengths], clock=time.perf_counter, skip_fractions=paths.skip_fractions,
+        costs, [lengths], clock=clock, skip_fractions=paths.skip_fractions,
         skip_tolerance=paths.skip_tolerance,
     )  # fmt: skip
-    layout_s = time.perf_counter() - started_s
-    plan = _planned(lengths, staged, time_limit_s=time_limit_s)
-    peer, peer_drafts, apart_s = _apart(costs, lengths)
+    layout_s = clock() - started_s
+    plan = _planned(lengths, staged, time_limit_s=time_limit_s, clock=clock)
+    peer, peer_drafts, apart_s = _apart(costs, lengths, clock=clock)
     if apart_s is None or plan.step_s <= apart_s or peer is None or paths.skip_fractions:
         return JointPlan(staged=staged, plan=plan, apart_s=apart_s, layout_s=layout_s)
     other = plan_staged_step(
-        lengths, staged=peer, clock=time.perf_counter, time_limit_s=time_limit_s,
+        lengths, staged=peer, clock=clock, time_limit_s=time_limit_s,
         apart=peer_drafts,
     )  # fmt: skip
     return JointPlan(staged=peer, plan=other, apart_s=apart_s, layout_s=layout_s)
@@ -91,34 +103,33 @@ def _usable(job: JobSpec) -> Layout:
         raise InputError(
             "layout: missing from the job; name the number of stages, layout: {pp: 2}"
         )
-    for field in ("ep", "cp", "vpp"):
-        if getattr(layout, field) != 1:
+    for field, expected in _NEEDED:
+        if getattr(layout, field) != expected:
             raise InputError(
-                f"layout.{field}: expected 1 where groups and stage paths are planned together, "
-                f"got {getattr(layout, field)}"
+                f"layout.{field}: expected {expected} where groups and stage paths are planned "
+                f"together, got {getattr(layout, field)}"
             )
-    if layout.schedule != "1f1b":
-        raise InputError(
-            f"layout.schedule: expected 1f1b where groups and stage paths are planned together, "
-            f"got {layout.schedule}"
-        )
     return layout
 
 
 def _planned(
-    lengths: Sequence[int], staged: StagedLayout, *, time_limit_s: float
+    lengths: Sequence[int],
+    staged: StagedLayout,
+    *,
+    time_limit_s: float,
+    clock: Callable[[], float],
 ) -> StagedPlan:
     """The plan on the chosen layout, no worse than groups and paths apart on it."""
     apart: list[Draft] = []
     if not any(staged.skip_fractions):
-        apart = apart_drafts(lengths, staged, clock=time.perf_counter)
+        apart = apart_drafts(lengths, staged, clock=clock)
     return plan_staged_step(
-        lengths, staged=staged, clock=time.perf_counter, time_limit_s=time_limit_s, apart=apart
+        lengths, staged=staged, clock=clock, time_limit_s=time_limit_s, apart=apart
     )
 
 
 def _apart(
-    costs: StagedCosts, lengths: Sequence[int]
+    costs: StagedCosts, lengths: Sequence[int], *, clock: Callable[[], float]
 ) -> tuple[StagedLayout | None, list[Draft], float | None]:
     """What deciding apart finds: layout, plans, and the best of their steps.
 
@@ -129,7 +140,7 @@ def _apart(
         staged = costs.layout_of(assignment.servings, assignment.stage_layers)
     except InfeasibleError:
         return None, [], None
-    drafts = apart_drafts(lengths, staged, clock=time.perf_counter)
+    drafts = apart_drafts(lengths, staged, clock=clock)
     tables = Tables(staged)
     step_s = min((simulate(draft, tables)[0] for draft in drafts), default=None)
     return staged, drafts, step_s

@@ -45,7 +45,9 @@ def priced_bound_s(
        Head and tail are the least over all degrees, paths and lengths, of one short sequence,
        and their sum the least of the replicas of its stage, so that the row also holds of a
        replica that nothing visits: some other of its stage is visited.
-    2. Channel e carries q_e bytes while messages use it one at a time: q_e <= B_e T.
+    2. Channel e carries q_e bytes, messages one at a time, none before some forward has ended
+       and none so late that what follows it does not end in time: q_e <= B_e (T - head - tail),
+       which together are no more than a whole path takes, so that it holds unused, too.
     3. The longest sequence takes at least its latency alone on some path, with nothing in its
        way, and the first stage closes after it: latency + closing_0 <= T.
     4. A rank of stage k holds at most cap_v tokens at a time, and a micro-batch's tokens / d on
@@ -62,7 +64,8 @@ def priced_bound_s(
     stages left out (a_k - b_k) s; the longest one also l x latency. With R_v = p_v |v| + h_k |v|
     cap_v for v of stage k, and Z = sum R_v + sum m_e B_e + l:
 
-        T Z >= sum c(s) + sum R_v (head_v + tail_v) + l closing_0
+        T Z >= sum c(s) + sum R_v (head_v + tail_v) + sum m_e B_e (head_e + tail_e)
+               + l closing_0
                + sum_k [b_k (f_k - tolerance) - a_k (f_k + tolerance)] W
 
     That is weak linear-programming duality: it holds for any prices, whichever program they
@@ -84,12 +87,14 @@ def priced_bound_s(
     longest_s += float(cheapest(prices, sizes[-1:], tables=tables, is_longest=True).cost[0])
     held = np.array(prices.held)[[replica.stage for replica in staged.replicas]]
     ranks = tables.num_ranks * (np.array(prices.replicas) + held * tables.cap)
-    scale = float(ranks.sum()) + float(tables.bytes_per_s @ np.array(prices.channels))
+    channels = tables.bytes_per_s * np.array(prices.channels)
+    scale = float(ranks.sum()) + float(channels.sum())
     scale += prices.longest
     if scale <= 0:
         raise InputError("prices: expected one above 0, every replica and channel has none")
-    idle_s = idle_at_ends_s(float(sizes[0]), tables)
-    proven = float(least.cost @ counts) + longest_s + float(ranks @ idle_s)
+    ends = Ends(float(sizes[0]), tables)
+    proven = float(least.cost @ counts) + longest_s
+    proven += float(ranks @ ends.replica_s) + float(channels @ ends.channel_s)
     for stage in range(staged.num_stages):
         share, slack = staged.skip_fraction(stage), staged.skip_tolerance
         if share:
@@ -210,42 +215,77 @@ def _way(
     return paid
 
 
-def idle_at_ends_s(shortest: float, tables: Tables) -> _Floats:
-    """Head and tail of each replica together, as `priced_bound_s` says; shape [V].
+class Ends:
+    """How long replicas and channels do nothing at both ends of a step, at least.
 
-    The way of one sequence of the shortest length over the stages before, at its fastest degree
-    of each replica and by the fastest of messages, whether or not one path could have them all.
+    All by the way of one sequence of the shortest length over the other stages, at its fastest
+    degree of each replica and by the fastest of messages, whether or not one path could have
+    them all.
+
+    Attributes:
+        replica_s: Head and tail together of each replica, as `priced_bound_s` says; shape [V].
+        channel_s: The same of each channel; shape [E].
     """
-    staged = tables.staged
-    degrees = np.array(tables.degrees, dtype=np.float64)
-    num_bytes = staged.token_bytes * shortest
-    busy = tables.quadratic_s[:, None] * shortest**2 + tables.token_s * shortest
-    pass_s = tables.fixed_s + (busy / degrees).min(axis=1)
-    forward = np.full(len(pass_s), np.inf)
-    backward = np.full(len(pass_s), np.inf)
-    for v, replica in enumerate(staged.replicas):
-        if replica.stage == 0:
-            forward[v] = backward[v] = 0.0
-            continue
-        for u in range(len(staged.replicas)):
-            before = staged.replicas[u].stage
-            is_next = before < replica.stage and all(
-                staged.skip_fraction(stage) for stage in range(before + 1, replica.stage)
-            )
-            if not is_next or tables.channel[u, v] < 0:
-                continue
-            there, back = (
-                tables.latency_s[way] + num_bytes / tables.bytes_per_s[tables.channel[way]]
-                for way in ((u, v), (v, u))
-            )
-            share = staged.forward_fraction
-            forward[v] = min(forward[v], forward[u] + share * pass_s[u] + there)
-            backward[v] = min(backward[v], backward[u] + (1 - share) * pass_s[u] + back)
-    stages = [replica.stage for replica in staged.replicas]
-    closing_s = np.array(staged.closing_s)[stages]
-    idle_s = forward + np.maximum(closing_s, backward + staged.closing_s[0])
-    least_s = [idle_s[list(staged.of_stage(stage))].min() for stage in range(staged.num_stages)]
-    return np.array(least_s)[stages]
+
+    def __init__(self, shortest: float, tables: Tables) -> None:
+        self._tables, self._staged = tables, tables.staged
+        staged, share = tables.staged, tables.staged.forward_fraction
+        self._num_bytes = staged.token_bytes * shortest
+        busy = tables.quadratic_s[:, None] * shortest**2 + tables.token_s * shortest
+        self._pass_s = tables.fixed_s + (busy / np.array(tables.degrees)).min(axis=1)
+        self._forward = np.full(len(staged.replicas), np.inf)
+        self._backward = np.full(len(staged.replicas), np.inf)
+        for v, replica in enumerate(staged.replicas):
+            if replica.stage == 0:
+                self._forward[v] = self._backward[v] = 0.0
+            for u in self._before(v):
+                there = self._forward[u] + share * self._pass_s[u] + self._away_s(u, v)
+                back = self._backward[u] + (1 - share) * self._pass_s[u] + self._away_s(v, u)
+                self._forward[v] = min(self._forward[v], there)
+                self._backward[v] = min(self._backward[v], back)
+        stages = [replica.stage for replica in staged.replicas]
+        closing_s = np.array(staged.closing_s)[stages]
+        self._tail_s = np.maximum(closing_s, self._backward + staged.closing_s[0])
+        idle_s = self._forward + self._tail_s
+        least_s = [idle_s[list(staged.of_stage(k))].min() for k in range(staged.num_stages)]
+        self.replica_s: _Floats = np.array(least_s)[stages]
+        self.channel_s: _Floats = self._channels()
+
+    def _before(self, v: int) -> list[int]:
+        """Replicas from which a path may come to `v` at once."""
+        staged, stage = self._staged, self._staged.replicas[v].stage
+        return [
+            u
+            for u, replica in enumerate(staged.replicas)
+            if replica.stage < stage
+            and all(staged.skip_fraction(k) for k in range(replica.stage + 1, stage))
+            and self._tables.channel[u, v] >= 0
+        ]
+
+    def _away_s(self, source: int, target: int) -> float:
+        way = (source, target)
+        bytes_per_s = self._tables.bytes_per_s[self._tables.channel[way]]
+        return float(self._tables.latency_s[way] + self._num_bytes / bytes_per_s)
+
+    def _channels(self) -> _Floats:
+        """Before the first message and after the last, of all that may use the channel.
+
+        At most what the fastest micro-batch of any path takes in all, so that it also holds of
+        a channel that is not used.
+        """
+        staged, share = self._staged, self._staged.forward_fraction
+        last = list(staged.of_stage(staged.num_stages - 1))
+        whole_s = (self._forward + self._pass_s + self._tail_s)[last].min()
+        heads = np.full(len(staged.channels), np.inf)
+        tails = np.full(len(staged.channels), np.inf)
+        for route in staged.routes:
+            u, v, e = route.source, route.target, route.channel
+            is_forward = staged.replicas[u].stage < staged.replicas[v].stage
+            head = self._forward[u] + (share if is_forward else 1.0) * self._pass_s[u]
+            rest = (1.0 if is_forward else 1 - share) * self._pass_s[v] + self._tail_s[v]
+            heads[e] = min(heads[e], head)
+            tails[e] = min(tails[e], route.latency_s + rest)
+        return np.minimum(heads + tails, whole_s)
 
 
 def check_lengths(lengths: Sequence[int], tables: Tables) -> None:

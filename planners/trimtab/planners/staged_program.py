@@ -6,7 +6,7 @@ variable x is the share of the bucket that goes there. With T the step time:
     minimise T subject to
     cover_b:     sum of x over the columns of bucket b = 1
     replica_v:   sum over columns w_v N_b x / |v| <= T - head_v - tail_v
-    channel_e:   sum q_e N_b x / B_e <= T
+    channel_e:   sum q_e N_b x / B_e <= T - head_e - tail_e
     held_k:      sum over columns s hold_k N_b x / sum_v (|v| cap_v) <= T - head_k - tail_k
     longest:     sum over columns of the longest sequence latency x <= T - closing_0
     most_k, fewest_k:  (f_k - tol) W <= tokens that leave out stage k <= (f_k + tol) W
@@ -28,7 +28,7 @@ import pulp
 from numpy.typing import NDArray
 
 from trimtab.core.staged import StagedPrices
-from trimtab.planners.staged_bounds import cheapest, idle_at_ends_s
+from trimtab.planners.staged_bounds import Ends, cheapest
 from trimtab.planners.staged_schedule import Tables
 
 _Floats = NDArray[np.float64]
@@ -173,7 +173,7 @@ class _Program:
             float(sum(tables.num_ranks[v] * tables.cap[v] for v in staged.of_stage(k)))
             for k in range(staged.num_stages)
         ]
-        self._idle_s = idle_at_ends_s(float(min(lengths)), tables)
+        self._ends = Ends(float(min(lengths)), tables)
         self._columns: list[_Key] = []
         self._known: set[_Key] = set()
         self._rows: dict[tuple[str, int], int] = {}
@@ -215,11 +215,14 @@ class _Program:
             model.addConstraint(pulp.LpConstraint(expression, sense, f"{kind}_{index}", limit))
 
         for v in range(len(staged.replicas)):
-            constrain("replica", v, {step: 1.0}, pulp.LpConstraintGE, float(self._idle_s[v]))
+            constrain(
+                "replica", v, {step: 1.0}, pulp.LpConstraintGE, float(self._ends.replica_s[v])
+            )
         for e in range(len(staged.channels)):
-            constrain("channel", e, {step: 1.0}, pulp.LpConstraintGE, 0.0)
+            idle_s = float(self._ends.channel_s[e])
+            constrain("channel", e, {step: 1.0}, pulp.LpConstraintGE, idle_s)
         for k in self._holding:
-            idle_s = float(self._idle_s[staged.of_stage(k)[0]])
+            idle_s = float(self._ends.replica_s[staged.of_stage(k)[0]])
             constrain("held", k, {step: 1.0}, pulp.LpConstraintGE, idle_s)
         constrain("longest", 0, {step: 1.0}, pulp.LpConstraintGE, staged.closing_s[0])
         for k in self._skips:
