@@ -33,7 +33,7 @@ def test_ranks_work_side_by_side_and_one_after_the_other(staged_case: Case) -> N
     tables = Tables(staged_case([(0, 2, 1.0)]))
     two, _ = simulate(draft_of([(1, (0,), [0]), (1, (0,), [1])], [10, 10]), tables)
     three, _ = simulate(draft_of([(1, (0,), [i]) for i in range(3)], [10] * 3), tables)
-    assert (two, three) == (pytest.approx(15.0), pytest.approx(30.0))
+    assert [two, three] == pytest.approx([15.0, 30.0])
 
 
 def test_a_forward_waits_for_memory(staged_case: Case) -> None:

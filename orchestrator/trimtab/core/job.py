@@ -316,7 +316,7 @@ class JobState(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHandle:
-    """A submitted job's name: `local://` and its run's id, `slurm://` or `ray://` and theirs."""
+    """A submitted job's name: `local://` and its run's id, or `slurm://1234`, or `ray://ID`."""
 
     scheduler: SchedulerName
     job_id: str

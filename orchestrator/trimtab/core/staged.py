@@ -14,7 +14,7 @@ from trimtab.core.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePathSpec:
-    """How much of a batch may leave out which stage: a job's budget, for the sake of quality."""
+    """How much of a batch may leave out which stage: a budget, for the sake of quality."""
 
     skip_fractions: tuple[float, ...] = ()
     """Share of the tokens that leaves out each stage; empty: none leaves out any."""
@@ -58,7 +58,7 @@ class StageReplica:
     """Equal nodes of one island that serve one stage together.
 
     A micro-batch of degree d with lengths s takes d of the ranks for
-    `fixed_s + sum(quadratic_s s^2 + token_s s) / d` seconds, `forward_fraction` of them forward.
+    `fixed_s + sum(quadratic_s s^2 + token_s s) / d` seconds, `forward_fraction` of it forward.
     """
 
     name: str
@@ -107,8 +107,8 @@ class Channel:
 class Route:
     """How one replica's micro-batches reach another's ranks.
 
-    A message of q bytes of a group of degree d keeps its channel for q / (its bandwidth), and is
-    there `latency_s + q / min(bandwidth, d rank_bytes_per_s)` after it has begun.
+    A message of q bytes of a group of degree d keeps its channel for q / (its bandwidth), and
+    is there `latency_s + q / min(bandwidth, d rank_bytes_per_s)` after it has begun.
     """
 
     source: int
@@ -124,7 +124,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedLayout:
-    """Stages, their replicas and the routes between them, with all that a step costs on them."""
+    """Stages, their replicas and the routes between, with all that a step costs on them."""
 
     stage_layers: tuple[int, ...]
     replicas: tuple[StageReplica, ...]

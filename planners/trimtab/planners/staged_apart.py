@@ -17,14 +17,13 @@ from trimtab.planners.staged_packing import orders
 from trimtab.planners.staged_schedule import Draft, Tables, draft_of
 
 _CAP_DIVISORS = (1, 2, 4, 8)
-"""Groups are planned as full as memory allows with a micro-batch a stage in flight, and less."""
+"""Groups are planned as full as memory allows with a micro-batch a stage in flight, or less."""
 
 
 def apart_drafts(
     lengths: Sequence[int], staged: StagedLayout, *, clock: Callable[[], float]
 ) -> list[Draft]:
-    """Plans whose groups and paths were chosen apart, in the order of their waves and slowest
-    first; none where the step planner finds no groups."""
+    """Plans whose groups and paths were chosen apart; none where there are no such groups."""
     tables = Tables(staged)
     drafts = []
     for divisor in _CAP_DIVISORS:

@@ -1,4 +1,4 @@
-"""What prices prove about a step on a staged layout: re-priced from them and the lengths alone."""
+"""What prices prove about a step on a staged layout: re-priced from them and lengths alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,8 +61,8 @@ def priced_bound_s(
     Multiply the rows by prices >= 0 (p_v, m_e, l, h_k, and a_k, b_k for the most and the fewest
     of 5) and add them up. Each sequence then pays, on its path, at least
     c(s) = min over d and paths of sum p_v w_v + sum m_e q_e + sum_k h_k s hold_k + sum over
-    stages left out (a_k - b_k) s; the longest one also l x latency. With R_v = p_v |v| + h_k |v|
-    cap_v for v of stage k, and Z = sum R_v + sum m_e B_e + l:
+    stages left out (a_k - b_k) s; the longest one also l x latency. With R_v = p_v |v| +
+    h_k |v| cap_v for v of stage k, and Z = sum R_v + sum m_e B_e + l:
 
         T Z >= sum c(s) + sum R_v (head_v + tail_v) + sum m_e B_e (head_e + tail_e)
                + l closing_0
@@ -183,8 +183,7 @@ def _at_replica(
     fits = sizes <= degree * tables.cap[v]
     paid = prices.replicas[v] * (work + tables.fixed_s[v] * sizes / tables.cap[v])
     paid = paid + second_price * (tables.fixed_s[v] + work / degree)
-    paid = np.where(fits, paid, np.inf)
-    return paid
+    return np.asarray(np.where(fits, paid, np.inf))
 
 
 def _way(
@@ -285,7 +284,7 @@ class Ends:
             rest = (1.0 if is_forward else 1 - share) * self._pass_s[v] + self._tail_s[v]
             heads[e] = min(heads[e], head)
             tails[e] = min(tails[e], route.latency_s + rest)
-        return np.minimum(heads + tails, whole_s)
+        return np.asarray(np.minimum(heads + tails, whole_s))
 
 
 def check_lengths(lengths: Sequence[int], tables: Tables) -> None:

@@ -1,5 +1,6 @@
 """Whether a step on a staged layout is one: looked at anew, from its values alone."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -16,9 +17,9 @@ def checked_step_s(
     """The time of a step, after every rule of `staged_schedule.simulate` was found kept.
 
     Every sequence is in one micro-batch, every path begins at the first stage and ends at the
-    last and leaves out only what may be left out, about as often as it should; blocks lie within
-    their replica, at a multiple of their degree; no rank does two things at once or holds more
-    tokens than it may; and nothing begins before its message is there, messages queueing for
+    last and leaves out only what may be left out, about as often as it should; blocks lie
+    within their replica, at a multiple of their degree; no rank does two things at once or
+    holds too many tokens; and nothing begins before its message is there, messages queueing for
     their channel.
 
     Raises:
@@ -106,7 +107,7 @@ def _check_ranks(
 ) -> None:
     for spans in busy.values():
         spans.sort()
-        for (_, end_s), (start_s, _) in zip(spans, spans[1:], strict=False):
+        for (_, end_s), (start_s, _) in itertools.pairwise(spans):
             _require(start_s >= end_s * (1 - _SLACK), "one thing at a time on a rank")
     for (replica, _), changes in held.items():
         tokens = 0.0

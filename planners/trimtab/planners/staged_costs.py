@@ -76,7 +76,9 @@ class StagedCosts:
         precision: Precision,
         rates: Rates | None = None,
     ) -> None:
-        """Args:
+        """Take what is common to all servings.
+
+        Args:
         model: The model.
         cluster: The machines.
         layout: Only `tp`, `pp`, `recompute`, `zero` and the like are looked at.
@@ -162,8 +164,8 @@ class StagedCosts:
         )
         empty, filled = (
             stage_memories(
-                self._of_layers(stage_layers), alone, precision=self.precision, tokens=tokens, squares=0.0,
-                num_micro_batches=1, capacity_bytes=node.gpu.memory_bytes,
+                self._of_layers(stage_layers), alone, precision=self.precision, tokens=tokens,
+                squares=0.0, num_micro_batches=1, capacity_bytes=node.gpu.memory_bytes,
                 stages=[serving.stage],
             )[0].total_bytes
             for tokens in (0.0, 1e6)

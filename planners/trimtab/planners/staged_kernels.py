@@ -15,7 +15,7 @@ _SLACK = 1e-9
 """Relative tolerance of memory sums, and of what fits before a time."""
 _NEVER_S = 1e300
 _MOST_FAILED = 6
-"""Forwards that find no block for want of time or of idle neighbours before no more are tried."""
+"""Forwards that find no block, for want of idle neighbours, before no more are tried."""
 
 
 class Work(NamedTuple):
@@ -40,7 +40,7 @@ class Work(NamedTuple):
     backward_keep_s: Floats
     backward_away_s: Floats
     first_visitor: Ints
-    """[V + 1]: replica v is visited by micro-batches `visitors[first_visitor[v] : ...[v + 1]]`."""
+    """[V + 1]: replica v is visited by `visitors[first_visitor[v] : first_visitor[v + 1]]`."""
     visitors: Ints
     first_rank: Ints
     """[V + 1]: ranks are numbered replica by replica."""

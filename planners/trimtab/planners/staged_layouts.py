@@ -2,8 +2,8 @@
 
 A stage's time is a fluid: its nodes' ranks share the batch's work in proportion to their speed,
 and the gradient reduction follows. For a time T that gives the most layers of every choice of
-nodes; an integer program (`staged_program.assign_nodes`) takes one choice a stage, and the least
-T at which all layers find a place is found by bisection. The joint step program then says
+nodes; an integer program (`staged_program.assign_nodes`) takes one choice a stage, and the
+least T at which all layers find a place is found by bisection. The joint step program then says
 whether a layer should move to another stage, and the simulation of a first plan which is best:
 this assignment, the best that has one kind of nodes a stage, or Megatron's.
 """
@@ -120,8 +120,7 @@ def _moved(
 
 
 def megatron_assignment(costs: StagedCosts) -> Assignment:
-    """What follows from the cluster alone: nodes in the file's order, cut evenly into stages,
-    with layers in proportion to the stages' FLOP/s.
+    """Nodes in the file's order, cut evenly, with layers in proportion to the stages' FLOP/s.
 
     Source: Holmes, arXiv:2312.03549, self-adapting partition, with alpha = 1.
     """
@@ -198,8 +197,7 @@ class _Fluid:
         return best
 
     def _assignment(self, time_s: float, *, is_pure: bool) -> Assignment | None:
-        """One whose stages all take at most `time_s`, with all layers placed; None: there is
-        none. `is_pure`: every stage on one kind of nodes."""
+        """One whose stages all take at most `time_s`, or None; `is_pure`: on one kind each."""
         options = [
             StageOption(stage=stage, num_nodes=choice, most_layers=most)
             for stage in range(self._pp)

@@ -169,9 +169,9 @@ def _meet_budget(
         off, index, v = min(found, default=(math.inf, 0, 0))
         if off >= abs(left_out - wanted):
             raise InfeasibleError(
-                f"stage_paths.skip_fractions[{stage}]: {staged.skip_fraction(stage):g} cannot be "
-                f"met within {staged.skip_tolerance:g} by whole sequences of this batch; the "
-                f"nearest found is {left_out / total:.4f}: set that, or a wider skip_tolerance"
+                f"stage_paths.skip_fractions[{stage}]: {staged.skip_fraction(stage):g} cannot "
+                f"be met within {staged.skip_tolerance:g} by whole sequences of the batch; "
+                f"the nearest is {left_out / total:.4f}: set that, or widen skip_tolerance"
             )
         left_out += lengths[index] if v < 0 else -lengths[index]
         paths[index] = _at(paths[index], stage, v)
@@ -193,8 +193,11 @@ def pass_exists(length: int, path: _Path, tables: Tables) -> bool:
 
 
 def orders(draft: Draft, wave_of: _Ints, tables: Tables) -> Iterator[_Ints]:
-    """Orders worth simulating: as the waves come; the last, smallest, before the others, to fill
-    the stages; slowest first."""
+    """Orders worth simulating.
+
+    As the waves come; the last, of small ones, before the others, to fill the stages; slowest
+    first.
+    """
     yield np.arange(len(wave_of))
     last = wave_of == wave_of.max()
     yield np.concatenate([np.flatnonzero(last), np.flatnonzero(~last)])
@@ -205,7 +208,7 @@ def orders(draft: Draft, wave_of: _Ints, tables: Tables) -> Iterator[_Ints]:
 
 
 class Changes:
-    """Small random changes of a draft: its order, degrees, paths and which sequence is where."""
+    """Small random changes of a draft: order, degrees, paths, which sequence is where."""
 
     def __init__(
         self, lengths: Sequence[int], tables: Tables, *, numbers: random.Random

@@ -24,7 +24,7 @@ from trimtab.planners.staged_packing import Changes, Packer, orders
 from trimtab.planners.staged_schedule import Draft, Tables, micro_batches, simulate
 
 _FIRST_PARTS = (2.0,)
-"""For the first plan: a micro-batch takes a rank's tokens over the number of stages and this."""
+"""For the first plan: a micro-batch takes a rank's tokens over the stages and this."""
 _MORE_PARTS = (2.5, 1.6, 2.0, 3.2, 1.3, 4.0, 1.0, 6.0, 9.0)
 _FIRST_BUILDS, _FIRST_TRIALS = 6, 20
 _MORE_BUILDS, _MORE_TRIALS = 20, 200
@@ -121,8 +121,8 @@ class _Planning:
             self._build(part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS, found="first")
         if self._best is None:
             raise InfeasibleError(
-                "lengths: no plan was found whose micro-batches fit the stages' memory; use more "
-                "nodes, stages or tp, or drop the longest sequences"
+                "lengths: no plan was found whose micro-batches fit the stages' memory; use "
+                "more nodes, stages or tp, or drop the longest sequences"
             )
 
     def compare(self, apart: Sequence[Draft]) -> None:

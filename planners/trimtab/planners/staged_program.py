@@ -14,8 +14,8 @@ variable x is the share of the bucket that goes there. With T the step time:
 A micro-batch with a multiset of lengths is the sum of its sequences' columns but for its fixed
 time, of which each sequence is charged what it takes in the fullest group (`staged_bounds`). So
 pricing, a knapsack of sequences on a shortest path, falls apart into one shortest path for each
-bucket and degree, which `staged_bounds.cheapest` finds exactly; columns are generated until none
-helps. The duals are re-priced at the true lengths; they prove a bound whether or not the
+bucket and degree, which `staged_bounds.cheapest` finds exactly; columns are generated until
+none helps. The duals are re-priced at the true lengths; they prove a bound whether or not the
 program, its buckets or its solver were exact.
 """
 
@@ -102,8 +102,8 @@ def assign_nodes(
 ) -> tuple[int, tuple[StageOption, ...]]:
     """One option for every stage, with the most layers in all: the job-level program.
 
-    With z in {0, 1} for every option (so that y_ns = 1 where node n is among those of the option
-    chosen for stage s):  maximise sum layers z, where sum_options-of-s z = 1 for every stage,
+    With z in {0, 1} for every option (so that y_ns = 1 where node n is among those of the
+    option chosen for stage s): maximise sum layers z, where sum z = 1 for every stage,
     and sum nodes of kind k in z <= how many there are, so that no node serves two stages.
 
     Returns:
@@ -139,8 +139,7 @@ def assign_nodes(
 
 
 def buckets_of(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of the sequences in a few buckets of like work, longest first; the first holds
-    the longest alone."""
+    """Indices of the sequences in buckets of like work; the first holds the longest alone."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     weight = np.cumsum(np.array([lengths[i] for i in order[1:]], dtype=np.float64) ** 0.7)
     buckets = [[order[0]]]

@@ -155,7 +155,7 @@ class Tables:
 
 
 def simulate(draft: Draft, tables: Tables) -> tuple[float, staged_kernels.Times]:
-    """The step of a draft: its time in seconds (infinite: a micro-batch fits no memory), and when.
+    """The step of a draft: its seconds (infinite: a micro-batch fits no memory), and when.
 
     1. A rank does one thing at a time, a whole forward or backward pass of a micro-batch at its
        stage, on a block of as many ranks as the degree, which begins at a multiple of it.
@@ -163,11 +163,11 @@ def simulate(draft: Draft, tables: Tables) -> tuple[float, staged_kernels.Times]
        that holds least; its tokens are held until the end of its backward, on the same block.
     3. What has arrived starts as soon as it may. Forwards come before backwards, so that later
        stages have work, until memory is full; at the last stage backwards come first. Among
-       equals the order of the draft decides. An operation of several ranks that waits keeps a block
-       from the time on when all its ranks will be idle: only what ends before may still start
-       there. That is said of every backward, and of the first forward, which takes the block
-       with memory that is idle first; one without memory keeps none and holds up no other.
-    4. Messages queue for their channel in the order in which they are ready (`core.staged.Route`).
+       equals the order of the draft decides. An operation of several ranks that waits keeps a
+       block from the time on when all its ranks will be idle: only what ends before may still
+       start there. That is said of every backward, and of the first forward, which takes the
+       block with memory that is idle first; one without memory keeps none and holds up no other.
+    4. Messages queue for their channel in the order they are ready in (`core.staged.Route`).
        Computing and sending do not disturb each other.
     5. After the last backward of a stage, in whichever replica, comes its `closing_s`; the step
        ends with the last of these.

@@ -1,4 +1,4 @@
-"""`trimtab plan-step`: the sequence groups of one step, from a lengths file and a profile or a job."""
+"""`trimtab plan-step`: the groups of one step, from lengths and a profile or a job."""
 
 import math
 from collections import Counter
