@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -20,13 +21,14 @@ from trimtab.core.units import counted, duration_text
 from trimtab.planners import packing, staged_program
 from trimtab.planners.staged_bounds import check_lengths, priced_bound_s
 from trimtab.planners.staged_check import checked_step_s
+from trimtab.planners.staged_kernels import Times
 from trimtab.planners.staged_packing import Changes, Packer, orders
 from trimtab.planners.staged_schedule import Draft, Tables, micro_batches, simulate
 
 _FIRST_PARTS = (2.0,)
 """For the first plan: a micro-batch takes a rank's tokens over the stages and this."""
 _MORE_PARTS = (2.5, 1.6, 2.0, 3.2, 1.3, 4.0, 1.0, 6.0, 9.0)
-_FIRST_BUILDS, _FIRST_TRIALS = 6, 20
+_FIRST_BUILDS, _FIRST_TRIALS = 3, 20
 _MORE_BUILDS, _MORE_TRIALS = 20, 200
 
 _PARTS_UNTIL = 0.4
@@ -106,7 +108,7 @@ class _Planning:
         bound_s = priced_bound_s(self._solution.prices, lengths, staged=tables.staged)
         self._bound_s = bound_s
         self._packer = Packer(lengths, tables, solution=self._solution)
-        self._best: tuple[float, Draft] | None = None
+        self._best: tuple[float, Draft, Times] | None = None
         self._found: StagedMethod = "first"
 
     def begin(self) -> None:
@@ -116,9 +118,13 @@ class _Planning:
             InfeasibleError: No plan was found.
         """
         for part in _FIRST_PARTS:
-            self._build(part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS, found="first")
+            self._build(
+                part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS, most_orders=2, found="first"
+            )
         for part in _MORE_PARTS if self._best is None else ():
-            self._build(part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS, found="first")
+            self._build(
+                part, builds=_FIRST_BUILDS, trials=_FIRST_TRIALS, most_orders=2, found="first"
+            )
         if self._best is None:
             raise InfeasibleError(
                 "lengths: no plan was found whose micro-batches fit the stages' memory; use "
@@ -135,13 +141,15 @@ class _Planning:
         for part in _MORE_PARTS:
             if not is_before(_PARTS_UNTIL):
                 break
-            self._build(part, builds=_MORE_BUILDS, trials=_MORE_TRIALS, found="search")
+            self._build(
+                part, builds=_MORE_BUILDS, trials=_MORE_TRIALS, most_orders=3, found="search"
+            )
         assert self._best is not None
         numbers = random.Random(_SEED)  # noqa: S311  # no secret hangs on it
         changes = Changes(self._lengths, self._tables, numbers=numbers)
         idle = 0
         while idle < _MOST_IDLE_TRIALS and is_before(1.0) and not self._is_good():
-            before_s, draft = self._best
+            before_s, draft, _ = self._best
             changed = changes.changed(draft)
             if changed is not None:
                 self._try(changed, found="search", or_equal=True)
@@ -150,9 +158,9 @@ class _Planning:
     def plan(self) -> StagedPlan:
         """The best so far as a value."""
         assert self._best is not None
-        step_s, times = simulate(self._best[1], self._tables)
+        step_s, draft, times = self._best
         bound_s = min(self._bound_s, step_s)
-        visits = micro_batches(self._best[1], times)
+        visits = micro_batches(draft, times)
         solve_s = self._clock() - self._started_s
         return StagedPlan(
             micro_batches=visits,
@@ -168,19 +176,21 @@ class _Planning:
             first_step_s=step_s,
         )
 
-    def _build(self, part: float, *, builds: int, trials: int, found: StagedMethod) -> None:
+    def _build(
+        self, part: float, *, builds: int, trials: int, most_orders: int, found: StagedMethod
+    ) -> None:
         """Pack, and simulate in a few orders."""
         stages = self._tables.staged.num_stages
         draft, wave_of = self._packer.draft(1 / (stages * part), builds=builds, trials=trials)
-        for order in orders(draft, wave_of, self._tables):
+        for order in islice(orders(draft, wave_of, self._tables), most_orders):
             self._try(draft.ordered(order), found=found)
 
     def _try(self, draft: Draft, *, found: StagedMethod, or_equal: bool = False) -> None:
         """Simulate a plan and keep it if it is the best."""
-        step_s, _ = simulate(draft, self._tables)
+        step_s, times = simulate(draft, self._tables)
         best_s = float("inf") if self._best is None else self._best[0]
         if step_s < best_s or (or_equal and step_s == best_s):
-            self._best = (step_s, draft)
+            self._best = (step_s, draft, times)
             self._found = found
 
     def _is_good(self) -> bool:

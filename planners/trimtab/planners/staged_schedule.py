@@ -166,7 +166,7 @@ def simulate(draft: Draft, tables: Tables) -> tuple[float, staged_kernels.Times]
        equals the order of the draft decides. An operation of several ranks that waits keeps a
        block from the time on when all its ranks will be idle: only what ends before may still
        start there. That is said of every backward, and of the first forward, which takes the
-       block with memory that is idle first; one without memory keeps none and holds up no other.
+       block with memory that is idle first; one without memory keeps none and stops no other.
     4. Messages queue for their channel in the order they are ready in (`core.staged.Route`).
        Computing and sending do not disturb each other.
     5. After the last backward of a stage, in whichever replica, comes its `closing_s`; the step
