@@ -46,7 +46,8 @@ def plan_joint(
             f"{job.data.max_seq_tokens} tokens, got none; raise it, or set data.long_documents"
         )
     try:
-        joint = plan_joint_step(job, batch, time_limit_s=time_limit_s)
+        with console(stderr=True).status("choosing a layout and planning the step"):
+            joint = plan_joint_step(job, batch, time_limit_s=time_limit_s)
     except InfeasibleError as error:
         raise InfeasibleError(f"{cluster}: {error}") from error
     if json:
@@ -82,8 +83,9 @@ def _show(out: "Console", joint: "JointPlan", *, lengths: "Sequence[int]") -> No
         f"{duration_text(plan.first_step_s)}, {plan.first_step_s / plan.step_s - 1:.1%} longer"
     )
     if joint.apart_s is not None:
+        more = ", leaving out no stage" if any(staged.skip_fractions) else ""
         out.print(
-            f"groups, placement and paths decided apart: step {duration_text(joint.apart_s)}, "
+            f"groups, placement and paths decided apart{more}: step {duration_text(joint.apart_s)}, "
             f"{joint.apart_s / plan.step_s:.2f} times as long"
         )
     out.print()
