@@ -110,14 +110,14 @@ def test_more_stages_than_nodes_are_refused() -> None:
 
 
 def test_nodes_that_only_hold_up_the_step_are_left_out() -> None:
-    staged = choose_layout(_costs(_cluster(FAST, SLOW)), [LENGTHS], clock=_ticks())
+    staged = choose_layout(_costs(_cluster(FAST, SLOW)), [LENGTHS])
     assert {replica.node for replica in staged.replicas} == {"fast"}
 
 
 def test_the_faster_island_gets_more_layers() -> None:
     less_slow = _node("slow", tflop_per_s=600, gbit_per_s=400)
     batch = [2_000] * 300
-    staged = choose_layout(_costs(_cluster(FAST, less_slow)), [batch], clock=_ticks())
+    staged = choose_layout(_costs(_cluster(FAST, less_slow)), [batch])
     layers = {replica.node: staged.stage_layers[replica.stage] for replica in staged.replicas}
     assert sum(staged.stage_layers) == 12
     assert layers["fast"] > layers["slow"]
@@ -125,7 +125,7 @@ def test_the_faster_island_gets_more_layers() -> None:
 
 def test_the_jobs_own_layers_are_kept() -> None:
     costs = _costs(_cluster(FAST, SLOW), Layout(pp=2, stage_layers=(5, 7)))
-    assert choose_layout(costs, [LENGTHS], clock=_ticks()).stage_layers == (5, 7)
+    assert choose_layout(costs, [LENGTHS]).stage_layers == (5, 7)
 
 
 def test_megatrons_order_cuts_the_nodes_evenly() -> None:
@@ -160,7 +160,7 @@ def test_nodes_are_assigned_as_well_as_can_be() -> None:
 
 
 def test_plans_made_apart_have_every_sequence_once() -> None:
-    staged = choose_layout(_costs(_cluster(FAST, SLOW)), [LENGTHS], clock=_ticks())
+    staged = choose_layout(_costs(_cluster(FAST, SLOW)), [LENGTHS])
     drafts = apart_drafts(LENGTHS, staged, clock=_ticks())
     assert drafts
     for draft in drafts:

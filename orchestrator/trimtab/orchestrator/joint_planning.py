@@ -82,7 +82,7 @@ def plan_joint_step(
     paths = job.stage_paths
     started_s = clock()
     staged = choose_layout(
-        costs, [lengths], clock=clock, skip_fractions=paths.skip_fractions,
+        costs, [lengths], skip_fractions=paths.skip_fractions,
         skip_tolerance=paths.skip_tolerance,
     )  # fmt: skip
     layout_s = clock() - started_s

@@ -4,7 +4,7 @@ A stage's time is a fluid: its nodes' ranks share the batch's work in proportion
 and the gradient reduction follows. For a time T that gives the most layers of every choice of
 nodes; an integer program (`staged_program.assign_nodes`) takes one choice a stage, and the
 least T at which all layers find a place is found by bisection. The joint step program then says
-whether a layer should move to another stage, and the simulation of a first plan which is best:
+whether a layer should move to another stage, and the simulation of a quick plan which is best:
 this assignment, the best that has one kind of nodes a stage, or Megatron's.
 """
 
@@ -18,7 +18,7 @@ from trimtab.core.staged import StagedLayout
 from trimtab.planners import staged_program
 from trimtab.planners.staged_bounds import check_lengths
 from trimtab.planners.staged_costs import Serving, StagedCosts
-from trimtab.planners.staged_planning import plan_staged_step
+from trimtab.planners.staged_planning import quick_step_s
 from trimtab.planners.staged_program import StageOption
 from trimtab.planners.staged_schedule import Tables
 
@@ -42,16 +42,14 @@ def choose_layout(
     costs: StagedCosts,
     batches: Sequence[Sequence[int]],
     *,
-    clock: Callable[[], float],
     skip_fractions: Sequence[float] = (),
     skip_tolerance: float = 0.01,
 ) -> StagedLayout:
-    """The staged layout with the shortest first plans, over all sampled batches.
+    """The staged layout with the shortest quick plans, over all sampled batches.
 
     Args:
         costs: The cluster, the model and the degrees (`tp`, `pp`, perhaps `stage_layers`).
         batches: Lengths of the sampled batches.
-        clock: A monotonic clock in seconds, for the plans' own times; decides nothing.
         skip_fractions: Share of the tokens that leaves out each stage.
         skip_tolerance: How far off that may be.
 
@@ -76,17 +74,13 @@ def choose_layout(
             return math.inf
 
     def plans_s(assignment: Assignment) -> float:
-        """First plans, in all; infinite where something does not fit."""
+        """Quick plans, in all; infinite where something does not fit."""
         try:
             staged = staged_of(assignment)
-            plans = [
-                plan_staged_step(lengths, staged=staged, clock=clock, time_limit_s=0.0)
-                for lengths in batches
-            ]
+            return sum(quick_step_s(lengths, staged=staged) for lengths in batches)
         except InfeasibleError as error:
             refusals.append(error)
             return math.inf
-        return sum(plan.step_s for plan in plans)
 
     refusals: list[InfeasibleError] = []
     candidates = [megatron_assignment(costs)]

@@ -28,6 +28,7 @@ from trimtab.planners.staged_schedule import Draft, Tables, micro_batches, simul
 _FIRST_PARTS = (2.0,)
 """For the first plan: a micro-batch takes a rank's tokens over the stages and this."""
 _MORE_PARTS = (2.5, 1.6, 2.0, 3.2, 1.3, 4.0, 1.0, 6.0, 9.0)
+_LAYOUT_PARTS = (2.5, 1.6)
 _FIRST_BUILDS, _FIRST_TRIALS = 3, 20
 _MORE_BUILDS, _MORE_TRIALS = 20, 200
 
@@ -77,6 +78,21 @@ def plan_staged_step(
         checked_step_s(best.micro_batches, lengths, staged=staged), best.step_s, rel_tol=1e-6
     )
     return replace(best, first_plan_s=first.solve_s, first_step_s=first.step_s)
+
+
+def quick_step_s(lengths: Sequence[int], *, staged: StagedLayout) -> float:
+    """The step of a plan good enough to compare layouts by; equal input gives an equal step.
+
+    Raises:
+        InputError: The batch is empty, or a length is not >= 1.
+        InfeasibleError: A sequence fits nowhere, or the skip fractions cannot be met.
+    """
+    tables = Tables(staged)
+    check_lengths(lengths, tables)
+    planning = _Planning(lengths, tables, started_s=0.0, clock=float)
+    planning.begin()
+    planning.build(_LAYOUT_PARTS)
+    return planning.plan().step_s
 
 
 def warm_up(tables: Tables) -> None:
@@ -136,14 +152,19 @@ class _Planning:
         for draft in apart:
             self._try(draft, found="apart")
 
+    def build(self, parts: Sequence[float]) -> None:
+        """Build plans of these sizes with care."""
+        for part in parts:
+            self._build(
+                part, builds=_MORE_BUILDS, trials=_MORE_TRIALS, most_orders=3, found="search"
+            )
+
     def improve(self, is_before: Callable[[float], bool]) -> None:
         """Build plans, then change the best of them, until the limit."""
         for part in _MORE_PARTS:
             if not is_before(_PARTS_UNTIL):
                 break
-            self._build(
-                part, builds=_MORE_BUILDS, trials=_MORE_TRIALS, most_orders=3, found="search"
-            )
+            self.build([part])
         assert self._best is not None
         numbers = random.Random(_SEED)  # noqa: S311  # no secret hangs on it
         changes = Changes(self._lengths, self._tables, numbers=numbers)

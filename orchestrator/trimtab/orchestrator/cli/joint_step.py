@@ -85,7 +85,8 @@ def _show(out: "Console", joint: "JointPlan", *, lengths: "Sequence[int]") -> No
     if joint.apart_s is not None:
         more = ", leaving out no stage" if any(staged.skip_fractions) else ""
         out.print(
-            f"groups, placement and paths decided apart{more}: step {duration_text(joint.apart_s)}, "
+            f"groups, placement and paths decided apart{more}: "
+            f"step {duration_text(joint.apart_s)}, "
             f"{joint.apart_s / plan.step_s:.2f} times as long"
         )
     out.print()
