@@ -9,7 +9,14 @@ from trimtab.core.timeline import LaneTimeline, Span
 
 
 def span(**fields: Any) -> Span:
-    return Span(**({"lane": 0, "kind": "forward", "label": "", "start_s": 0, "end_s": 1} | fields))
+    usual: dict[str, Any] = {
+        "lane": 0,
+        "kind": "forward",
+        "label": "",
+        "start_s": 0,
+        "end_s": 1,
+    }
+    return Span(**(usual | fields))
 
 
 @pytest.mark.parametrize(
