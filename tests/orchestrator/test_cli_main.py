@@ -8,8 +8,9 @@ import pytest
 from trimtab.orchestrator.cli.main import main
 
 COMMANDS = (
-    "init", "doctor", "calibrate", "demo", "plan", "plan-step", "submit", "cancel", "status",
-    "logs", "list", "dashboard", "report", "compare",
+    "init", "doctor", "calibrate", "demo", "plan", "plan-step", "plan-paths", "topology",
+    "explain", "capacity", "validate", "submit", "cancel", "status", "logs", "list",
+    "dashboard", "report", "compare",
 )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def test_shell_completion_is_offered() -> None:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["plan", "plan-step"]
+    assert done.stdout.split() == ["plan", "plan-step", "plan-paths"]
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -1,7 +1,7 @@
 """Inputs that several planner tests share."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from trimtab.core.cluster import (
 )
 from trimtab.core.model import ModelSpec
 from trimtab.core.profile import DegreeBandwidth, StepProfile
+from trimtab.core.staged import Channel, DegreeCost, Route, StagedLayout, StageReplica
 from trimtab.planners.calibration import profile_from_document
 
 DATA = Path(__file__).parents[1] / "data"
@@ -136,3 +137,62 @@ def _node(
         nics=(NicSpec(kind="infiniband", count=8, bytes_per_s=25e9, latency_s=5e-6),),
         island=island,
     )
+
+
+@pytest.fixture(scope="session")
+def staged_case() -> Callable[..., StagedLayout]:
+    """A small staged layout in round numbers, all of it to be varied.
+
+    Replicas are (stage, ranks, speed): a token takes 1 / speed rank-seconds, and twice a
+    hundredth of its square. A rank holds 100 tokens; messages of a byte a token.
+    """
+
+    def build(
+        replicas: Sequence[tuple[int, int, float]] = ((0, 2, 1.0), (1, 2, 1.0)),
+        *,
+        token_cap: int = 100,
+        fixed_s: float = 3.0,
+        bytes_per_s: float = 1000.0,
+        closing_s: float = 0.0,
+        skip_fractions: tuple[float, ...] = (),
+        skip_tolerance: float = 0.01,
+    ) -> StagedLayout:
+        num_stages = 1 + max(stage for stage, _, _ in replicas)
+        pairs = [
+            (u, v)
+            for u, (stage, _, _) in enumerate(replicas)
+            for v, (other, _, _) in enumerate(replicas)
+            if stage != other and (abs(stage - other) == 1 or skip_fractions)
+        ]
+        return StagedLayout(
+            stage_layers=(4,) * num_stages,
+            replicas=tuple(
+                StageReplica(
+                    name=f"r{v}", stage=stage, node=f"n{v}", num_nodes=1, num_ranks=ranks,
+                    quadratic_s=0.02 / speed,
+                    degree_costs=tuple(
+                        DegreeCost(degree=d, token_s=(1 + 0.1 * (d > 1)) / speed)
+                        for d in (1, 2, 4)
+                        if d <= ranks
+                    ),
+                    fixed_s=fixed_s, token_cap=token_cap,
+                )
+                for v, (stage, ranks, speed) in enumerate(replicas)
+            ),
+            channels=tuple(
+                Channel(name=f"{u} -> {v}", bytes_per_s=bytes_per_s) for u, v in pairs
+            ),
+            routes=tuple(
+                Route(
+                    source=u, target=v, channel=at, latency_s=0.5, rank_bytes_per_s=bytes_per_s
+                )
+                for at, (u, v) in enumerate(pairs)
+            ),
+            token_bytes=1.0,
+            closing_s=(closing_s,) * num_stages,
+            forward_fraction=1 / 3,
+            skip_fractions=skip_fractions,
+            skip_tolerance=skip_tolerance,
+        )  # fmt: skip
+
+    return build

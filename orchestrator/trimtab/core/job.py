@@ -13,6 +13,7 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
 from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions, StageOptions
+from trimtab.core.staged import StagePathSpec
 
 DataFormat = Literal["auto", "text", "jsonl", "megatron"]
 DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)
@@ -204,6 +205,7 @@ class JobSpec:
     profile: StepProfile | None = None
     """Measured or published step coefficients; None: the analytic ones."""
     step_planning: StepPlanningSpec = StepPlanningSpec()
+    stage_paths: StagePathSpec = StagePathSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     telemetry: TelemetrySpec = TelemetrySpec()
     restart: RestartSpec = RestartSpec()
@@ -224,6 +226,7 @@ class JobSpec:
                 f"layout: {self.layout} uses {self.layout.num_ranks} ranks, "
                 f"but num_ranks = {self.num_ranks}"
             )
+        self.stage_paths.check(1 if self.layout is None else self.layout.pp)
         if self.profile is not None:
             _check_profile(self.profile, self.model)
         longest, known = self.data.max_seq_tokens, self.model.max_seq_tokens
@@ -314,10 +317,7 @@ class JobState(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHandle:
-    """The name of a submitted job: `local://20261120-161500-demo`, `slurm://1234`, `ray://ID`.
-
-    A local job's id is its run's; Slurm and Ray give their own.
-    """
+    """A submitted job's name: `local://` and its run's id, or `slurm://1234`, or `ray://ID`."""
 
     scheduler: SchedulerName
     job_id: str

@@ -301,7 +301,7 @@ def planning_batch(job: JobSpec, lengths: Sequence[int] | None = None) -> Planni
             note=f"assumed: {counted(num_sequences, 'sequence')} of data.max_seq_tokens = "
             f"{longest} tokens each; give --lengths FILE to plan for real ones",
         )
-    usable = _as_sequences(lengths[:num_sequences], data=job.data)
+    usable = as_sequences(lengths[:num_sequences], data=job.data)
     if not usable:
         raise InputError(
             f"lengths: expected at least one document of at most {longest} tokens "
@@ -317,7 +317,8 @@ def planning_batch(job: JobSpec, lengths: Sequence[int] | None = None) -> Planni
     )
 
 
-def _as_sequences(lengths: Sequence[int], *, data: DataSpec) -> tuple[int, ...]:
+def as_sequences(lengths: Sequence[int], *, data: DataSpec) -> tuple[int, ...]:
+    """Documents as the job takes them: too long ones split, truncated or dropped."""
     longest = data.max_seq_tokens
     if data.long_documents == "drop":
         return tuple(length for length in lengths if length <= longest)

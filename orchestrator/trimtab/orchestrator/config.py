@@ -37,6 +37,7 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
 from trimtab.core.scheduling import RayOptions, RestartSpec, SlurmOptions, StageOptions
+from trimtab.core.staged import StagePathSpec
 from trimtab.orchestrator.cluster_file import cluster_document, cluster_from_document
 from trimtab.orchestrator.file_text import read_text, values_as_written
 from trimtab.orchestrator.hf_config import MODEL_TYPES, is_hf_config, model_from_hf_config
@@ -55,6 +56,7 @@ _SECTIONS: dict[str, type] = {
     "data": DataSpec,
     "training": TrainingSpec,
     "step_planning": StepPlanningSpec,
+    "stage_paths": StagePathSpec,
     "checkpoint": CheckpointSpec,
     "telemetry": TelemetrySpec,
     "restart": RestartSpec,

@@ -15,6 +15,7 @@ from trimtab.core.pipeline import PipelinePlan
 from trimtab.core.plan import Forecast, JobPlan, Layout, StepPlan, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import MS
+from trimtab.orchestrator.joint_planning import JointPlan
 from trimtab.planners.rank_blocks import placed_seconds
 
 _Document = dict[str, Any]
@@ -155,6 +156,56 @@ def pipeline_document(pipeline: PipelinePlan | None, *, step_s: float) -> _Docum
         "peak_tokens": list(pipeline.peak_tokens),
         "wave_token_cap": pipeline.wave_cap,
         "least_waves": pipeline.least_waves,
+    }
+
+
+def joint_plan_document(joint: JointPlan, *, lengths: Sequence[int]) -> _Document:
+    """A step over uneven stages as `plan-step --cluster --job --json` prints it.
+
+    `layout`, `prices` and `lengths` are all that `staged_bounds.priced_bound_s` needs to prove
+    the bound again; both are in seconds, as the argument is written.
+
+    Args:
+        joint: The plan; its sequences are indices into `lengths`.
+        lengths: Tokens of every sequence.
+    """
+    plan, staged = joint.plan, joint.staged
+    return {
+        "schema": serde.SCHEMA_VERSION,
+        "step_ms": plan.step_s / MS,
+        "lower_bound_ms": plan.lower_bound_s / MS,
+        "gap": plan.gap_fraction,
+        "first_plan_s": plan.first_plan_s,
+        "first_step_ms": plan.first_step_s / MS,
+        "solve_s": plan.solve_s,
+        "layout_s": joint.layout_s,
+        "apart_ms": None if joint.apart_s is None else joint.apart_s / MS,
+        "method": plan.method,
+        "reason": plan.reason,
+        "num_ranks": staged.num_ranks,
+        "num_sequences": len(lengths),
+        "num_tokens": sum(lengths),
+        "lengths": list(lengths),
+        "layout": serde.to_document(staged),
+        "prices": serde.to_document(plan.prices),
+        "micro_batches": [
+            {
+                "degree": one.degree,
+                "sequences": list(one.sequences),
+                "tokens": sum(lengths[index] for index in one.sequences),
+                "visits": [
+                    {
+                        "stage": staged.replicas[visit.replica].stage,
+                        "replica": visit.replica,
+                        "ranks": [visit.first_rank, visit.first_rank + one.degree - 1],
+                        "forward_start_ms": visit.forward_start_s / MS,
+                        "backward_start_ms": visit.backward_start_s / MS,
+                    }
+                    for visit in one.visits
+                ],
+            }
+            for one in plan.micro_batches
+        ],
     }
 
 

@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "validate": (_PLAN, "validate:validate"),
     "plan-step": (_PLAN, "plan_step:plan_step"),
     "timeline": (_PLAN, "timeline:timeline"),
+    "plan-paths": (_PLAN, "plan_paths:plan_paths"),
     "submit": (_RUN, "submit:submit"),
     "cancel": (_RUN, "jobs:cancel"),
     "export": (_RUN, "export:export"),

@@ -1,4 +1,4 @@
-"""`trimtab plan-step`: the sequence groups of one step, from a profile and a lengths file."""
+"""`trimtab plan-step`: the groups of one step, from lengths and a profile or a job."""
 
 import math
 from collections import Counter
@@ -27,15 +27,25 @@ _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", 
 
 
 def plan_step(
-    profile: Annotated[
-        Path,
-        typer.Option("--profile", "-p", help="Step coefficients, JSON in ms and GB/s."),
-    ],
     lengths: Annotated[
         Path,
         typer.Option("--lengths", "-l", help="Tokens of every sequence, one number a line."),
     ],
-    gpus: Annotated[int, typer.Option("--gpus", "-n", help="GPUs, of all stages together.")],
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", "-p", help="Step coefficients, JSON in ms and GB/s."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", "-n", help="GPUs, of all stages together.")
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", "-c", help="Uneven machines to plan stages and paths over."),
+    ] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option("--job", "-j", help="The job whose step it is, with --cluster."),
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -57,11 +67,57 @@ def plan_step(
     ] = 1,
     json: JsonOption = False,
 ) -> None:
-    """Plan one step: which GPUs share which sequences, wave by wave.
+    """Plan one step: which GPUs share which sequences.
 
-    Lengths are used as given: none is padded, split or dropped. Times are wall seconds after
-    imports and compilation.
+    With --profile and --gpus, wave by wave on equal GPUs; lengths are used as given: none is
+    padded, split or dropped. With --cluster and --job, which nodes serve which stage, too, and
+    which replicas each group goes through; documents that are too long are split, truncated or
+    dropped as the job says. Times are wall seconds after imports and compilation.
     """
+    if not 0 <= time_limit < math.inf:
+        raise InputError(f"--time-limit: expected seconds >= 0, got {time_limit}")
+    start, end = _line_range(batch)
+    if (profile or gpus is not None) and (cluster or job):
+        raise InputError(
+            "plan-step: expected either --profile and --gpus or --cluster and --job, got both"
+        )
+    if (cluster or job) and (pp, vpp) != (1, 1):
+        raise InputError(
+            "--pp, --vpp: stages of equal GPUs alone; with --cluster and --job leave them out "
+            "and set layout.pp in the job"
+        )
+    if cluster and job:
+        from trimtab.orchestrator.cli.joint_step import plan_joint
+
+        plan_joint(
+            cluster, job, lengths=lengths, start=start, end=end, time_limit_s=time_limit,
+            json=json,
+        )  # fmt: skip
+        return
+    if profile is None or gpus is None:
+        raise InputError(
+            "plan-step: expected --profile and --gpus, or --cluster and --job, got "
+            f"{_given(profile=profile, gpus=gpus, cluster=cluster, job=job)}"
+        )
+    _plan_waves(
+        profile, gpus, lengths=lengths, start=start, end=end, pp=pp, vpp=vpp,
+        time_limit_s=time_limit, json=json,
+    )  # fmt: skip
+
+
+def _plan_waves(
+    profile: Path,
+    gpus: int,
+    *,
+    lengths: Path,
+    start: int,
+    end: int | None,
+    pp: int,
+    vpp: int,
+    time_limit_s: float,
+    json: bool,
+) -> None:
+    """Plan a step on equal GPUs, and print it."""
     from trimtab.core.pipeline import Pipeline
     from trimtab.orchestrator import api, plan_json
 
@@ -72,17 +128,14 @@ def plan_step(
         raise InputError(f"--gpus: at most {_MOST_GPUS:,} can be planned, got {gpus}")
     if gpus % pp:
         raise InputError(f"--pp: expected a divisor of --gpus {gpus}, got {pp}")
-    if not 0 <= time_limit < math.inf:
-        raise InputError(f"--time-limit: expected seconds >= 0, got {time_limit}")
     pipeline = Pipeline(pp=pp, vpp=vpp)
     num_ranks = gpus // pp
-    start, end = _line_range(batch)
     coefficients = api.load_profile(profile)
     batch_lengths = api.load_lengths(lengths, start=start, end=end)
     try:
         step_plan = api.plan_step(
-            batch_lengths, profile=coefficients, num_ranks=num_ranks, time_limit_s=time_limit,
-            pipeline=pipeline,
+            batch_lengths, profile=coefficients, num_ranks=num_ranks, pipeline=pipeline,
+            time_limit_s=time_limit_s,
         )  # fmt: skip
     except InfeasibleError as error:
         index = batch_lengths.index(max(batch_lengths))
@@ -107,6 +160,10 @@ def plan_step(
         console(), step_plan, lengths=batch_lengths, profile=coefficients,
         num_ranks=num_ranks, uniform=uniform,
     )  # fmt: skip
+
+
+def _given(**options: object) -> str:
+    return ", ".join(f"--{name}" for name, value in options.items() if value) or "neither"
 
 
 def _line_range(batch: str | None) -> tuple[int, int | None]:
