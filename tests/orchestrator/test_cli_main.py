@@ -8,8 +8,8 @@ import pytest
 from trimtab.orchestrator.cli.main import main
 
 COMMANDS = (
-    "init", "doctor", "calibrate", "demo", "plan", "plan-step", "plan-paths", "submit", "cancel", "status",
-    "logs", "list", "dashboard", "report", "compare",
+    "init", "doctor", "calibrate", "demo", "plan", "plan-step", "plan-paths", "submit",
+    "cancel", "status", "logs", "list", "dashboard", "report", "compare",
 )  # fmt: skip
 
 
