@@ -21,7 +21,7 @@ from trimtab.core.plan import Layout
 from trimtab.core.profile import StepProfile
 from trimtab.planners.calibration import profile_from_document
 from trimtab.planners.costs import analytic_profile, group_s
-from trimtab.planners.sequences import plan_step
+from trimtab.planners.steps.sequences import plan_step
 
 _NUM_RANKS = 64
 _TOKEN_CAP = 6_449

@@ -15,8 +15,8 @@ from pathlib import Path
 from trimtab.core.batch import BatchProfile
 from trimtab.orchestrator.config import load_cluster, load_model
 from trimtab.orchestrator.rate_books import stacks_of
-from trimtab.planners.island_layouts import island_job
-from trimtab.planners.island_plan import Placed, plan_islands
+from trimtab.planners.islands.island_layouts import island_job
+from trimtab.planners.islands.island_plan import Placed, plan_islands
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = (

@@ -4,8 +4,8 @@
         --clusters clusters/holmes-ib-roce.yaml ... --lengths tests/data/seqlen/*.txt
 
 Both are simulated by the same event simulation of the same layout costs; times are process CPU
-seconds after kernels are compiled. The peer is `trimtab.planners.staged_apart` on Megatron's
-placement with Holmes's layers, the best of its plans at four sizes of micro-batches in three
+seconds after kernels are compiled. The peer is `trimtab.planners.staged.staged_apart` on
+Megatron's placement with Holmes's layers, the best of its plans at four sizes of micro-batches in three
 orders; `here` is the same on the layout that was chosen.
 """
 
@@ -19,9 +19,9 @@ from trimtab.core.staged import StagedLayout
 from trimtab.orchestrator import load_job
 from trimtab.orchestrator.api import as_sequences, load_lengths
 from trimtab.orchestrator.joint_planning import plan_joint_step
-from trimtab.planners.staged_apart import apart_drafts
-from trimtab.planners.staged_planning import plan_staged_step
-from trimtab.planners.staged_schedule import Tables, simulate
+from trimtab.planners.staged.staged_apart import apart_drafts
+from trimtab.planners.staged.staged_planning import plan_staged_step
+from trimtab.planners.staged.staged_schedule import Tables, simulate
 
 _HEAD = (
     "cluster", "lengths", "nodes of each stage", "layers", "apart", "apart, here", "plan",

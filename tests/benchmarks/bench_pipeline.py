@@ -24,10 +24,10 @@ from pathlib import Path
 from trimtab.core.pipeline import Pipeline
 from trimtab.core.profile import StepProfile
 from trimtab.planners.calibration import profile_from_document
-from trimtab.planners.ordering import better_order, first_order, operations_of
-from trimtab.planners.pipelined import best_uniform_pipelined_step, pipelined_step
-from trimtab.planners.sequences import plan_step
-from trimtab.planners.stages import StageCosts
+from trimtab.planners.pipelines.ordering import better_order, first_order, operations_of
+from trimtab.planners.pipelines.pipelined import best_uniform_pipelined_step, pipelined_step
+from trimtab.planners.pipelines.stages import StageCosts
+from trimtab.planners.steps.sequences import plan_step
 
 PROFILE = Path(__file__).parents[1] / "data" / "profiles" / "flexsp_7b_a100.json"
 _ORDER_TRIALS = 5_000

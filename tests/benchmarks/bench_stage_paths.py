@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core.stage_paths import PathInstance, PathPlan, PathSchedule
-from trimtab.planners.path_instance import instance_from_document, partitions_from_document
-from trimtab.planners.path_replan import replan
-from trimtab.planners.path_search import warm_up
-from trimtab.planners.path_times import path_times
-from trimtab.planners.paths import plan_paths
+from trimtab.planners.paths.path_instance import (
+    instance_from_document,
+    partitions_from_document,
+)
+from trimtab.planners.paths.path_replan import replan
+from trimtab.planners.paths.path_search import warm_up
+from trimtab.planners.paths.path_times import path_times
+from trimtab.planners.paths.paths import plan_paths
 
 CASES = Path(__file__).parents[1] / "data" / "skippipe"
 # seed, nodes, stages, stages visited, micro-batches in flight, samples, unevenness of speed

@@ -28,7 +28,7 @@ from step_planner_peers import flexsp_step_s, megatron_step_s
 from trimtab.core.errors import InfeasibleError
 from trimtab.core.profile import StepProfile
 from trimtab.planners.calibration import profile_from_document
-from trimtab.planners.sequences import plan_step, uniform_step
+from trimtab.planners.steps.sequences import plan_step, uniform_step
 
 PROFILE = Path(__file__).parents[1] / "data" / "profiles" / "flexsp_7b_a100.json"
 _WARM_RUNS = 5

@@ -7,7 +7,7 @@ import pytest
 from trimtab.core import serde
 from trimtab.core.staged import StagedLayout, StagedPrices
 from trimtab.orchestrator.cli.main import main
-from trimtab.planners.staged_bounds import priced_bound_s
+from trimtab.planners.staged.staged_bounds import priced_bound_s
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "configs" / "gpt-7b-staged.yaml"

@@ -8,8 +8,8 @@ from trimtab.core import serde
 from trimtab.core.stage_paths import PathSchedule
 from trimtab.core.timeline import LaneTimeline
 from trimtab.orchestrator.cli.main import main
-from trimtab.planners.path_instance import instance_from_document
-from trimtab.planners.path_times import path_times, schedule_problems
+from trimtab.planners.paths.path_instance import instance_from_document
+from trimtab.planners.paths.path_times import path_times, schedule_problems
 
 CASES = Path(__file__).parents[1] / "data" / "skippipe"
 SIX = CASES / "n06_s4_skip50.instance.json"

@@ -9,8 +9,8 @@ from trimtab.core import serde
 from trimtab.core.certificate import BoundCertificate
 from trimtab.orchestrator.cli.main import main
 from trimtab.orchestrator.schemas import PLAN_STEP_SCHEMA
-from trimtab.planners.bounds import area_bound_s, certified_bound_s
 from trimtab.planners.calibration import profile_from_document
+from trimtab.planners.steps.bounds import area_bound_s, certified_bound_s
 
 PROFILE = Path(__file__).parents[2] / "configs" / "profiles" / "flexsp_7b_a100.json"
 LENGTHS = [60_000, 20_000, 9_000, 7_000, *range(300, 3_300, 50)]

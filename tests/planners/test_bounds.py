@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.profile import StepProfile
-from trimtab.planners.bounds import area_bound_s, num_waves_at_least, usable_degrees
 from trimtab.planners.costs import group_s
+from trimtab.planners.steps.bounds import area_bound_s, num_waves_at_least, usable_degrees
 
 
 def partitions(items: list[int]) -> Iterator[list[list[int]]]:

@@ -16,10 +16,10 @@ if sys.argv[2] == "plain":
 from pathlib import Path
 from trimtab.planners import compiled
 from trimtab.planners.calibration import profile_from_document
-from trimtab.planners.packing import BatchCosts, PackingSearch
+from trimtab.planners.steps.packing import BatchCosts, PackingSearch
 from trimtab.core.pipeline import Pipeline
-from trimtab.planners.pipelined import pipelined_step
-from trimtab.planners.sequences import plan_step
+from trimtab.planners.pipelines.pipelined import pipelined_step
+from trimtab.planners.steps.sequences import plan_step
 
 assert compiled.IS_COMPILED == (sys.argv[2] == "compiled")
 profile = profile_from_document(json.loads(Path(sys.argv[1]).read_text()))

@@ -20,12 +20,12 @@ from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import JobPlan, Layout
 from trimtab.core.rates import DEFAULT_STACK
-from trimtab.planners.island_layouts import IslandJob, island_job, quick_bound_s
-from trimtab.planners.island_plan import IslandPlan, place_layout, plan_islands
-from trimtab.planners.island_program import solve_placement
-from trimtab.planners.island_search import Placer
+from trimtab.planners.islands.island_layouts import IslandJob, island_job, quick_bound_s
+from trimtab.planners.islands.island_plan import IslandPlan, place_layout, plan_islands
+from trimtab.planners.islands.island_program import solve_placement
+from trimtab.planners.islands.island_search import Placer
+from trimtab.planners.islands.pools import Host, Network
 from trimtab.planners.layouts import is_mixed, plan_job
-from trimtab.planners.pools import Host, Network
 
 ModelMaker = Callable[..., ModelSpec]
 GIB = 2**30

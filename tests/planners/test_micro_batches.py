@@ -4,9 +4,9 @@ import pytest
 
 from trimtab.core.pipeline import Pipeline
 from trimtab.core.profile import DegreeBandwidth, StepProfile
-from trimtab.planners.micro_batches import MicroBatches
-from trimtab.planners.sequences import plan_step
-from trimtab.planners.stages import StageCosts
+from trimtab.planners.pipelines.micro_batches import MicroBatches
+from trimtab.planners.pipelines.stages import StageCosts
+from trimtab.planners.steps.sequences import plan_step
 
 TINY = StepProfile(
     name="tiny", num_gpus=4, gpus_per_node=4, quadratic_s=0.01, linear_s=0.1, fixed_s=1.0,

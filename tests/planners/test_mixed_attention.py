@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from trimtab.core.errors import InfeasibleError
 from trimtab.core.plan import StepPlan
 from trimtab.core.profile import DegreeBandwidth, RingCosts, StepProfile
-from trimtab.planners.bounds import BoundTerms, area_bound_s, certified_bound_s
 from trimtab.planners.costs import group_s
-from trimtab.planners.program import solve_bound
-from trimtab.planners.sequences import plan_step, step_seconds, uniform_step
+from trimtab.planners.steps.bounds import BoundTerms, area_bound_s, certified_bound_s
+from trimtab.planners.steps.program import solve_bound
+from trimtab.planners.steps.sequences import plan_step, step_seconds, uniform_step
 
 _Item = TypeVar("_Item")
 

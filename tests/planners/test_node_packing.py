@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.planners.node_packing import pack_nodes
+from trimtab.planners.steps.node_packing import pack_nodes
 
 
 def fewest_left(sizes: list[int], capacities: list[int]) -> int:

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from trimtab.core.pipeline import MicroBatchTimes, Pipeline
 from trimtab.core.profile import StepProfile
-from trimtab.planners.ordering import (
+from trimtab.planners.pipelines.ordering import (
     better_order,
     first_order,
     operations_of,
     peak_tokens,
     plain_orders,
 )
-from trimtab.planners.stages import StageCosts
+from trimtab.planners.pipelines.stages import StageCosts
 from trimtab.planners.timeline import PipelineWork, timeline
 
 PROFILE = StepProfile(

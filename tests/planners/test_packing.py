@@ -1,9 +1,9 @@
 import pytest
 
 from trimtab.core.profile import StepProfile
-from trimtab.planners import kernels
 from trimtab.planners.compiled import floats, ints
-from trimtab.planners.packing import (
+from trimtab.planners.steps import kernels
+from trimtab.planners.steps.packing import (
     BatchCosts,
     Packing,
     PackingSearch,

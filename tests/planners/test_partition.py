@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.core.errors import InfeasibleError, InputError
-from trimtab.planners.partition import balanced_layers, holmes_layers
+from trimtab.planners.islands.partition import balanced_layers, holmes_layers
 
 
 def test_holmes_gives_the_last_stage_the_rest() -> None:

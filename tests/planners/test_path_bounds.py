@@ -4,9 +4,9 @@ import random
 import pytest
 from path_cases import arrangement, case, small_instance
 
-from trimtab.planners.chain_kernels import least_end_s
 from trimtab.planners.compiled import floats, zero_floats, zero_ints
-from trimtab.planners.path_bounds import OriginTimes, PathBounds
+from trimtab.planners.paths.chain_kernels import least_end_s
+from trimtab.planners.paths.path_bounds import OriginTimes, PathBounds
 
 Chain = list[tuple[float, float, float]]
 """Run, pause and least time after, of each operation."""

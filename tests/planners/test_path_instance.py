@@ -6,7 +6,7 @@ import pytest
 from path_cases import CASES, document
 
 from trimtab.core.errors import InputError
-from trimtab.planners.path_instance import (
+from trimtab.planners.paths.path_instance import (
     instance_document,
     instance_from_document,
     partitions_from_document,

@@ -3,8 +3,8 @@ from path_cases import arrangement, case, document, schedule_of, small_instance
 
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.stage_paths import PathInstance, PathSchedule
-from trimtab.planners.path_replan import RUNGS, replan
-from trimtab.planners.path_times import schedule_problems
+from trimtab.planners.paths.path_replan import RUNGS, replan
+from trimtab.planners.paths.path_times import schedule_problems
 
 
 def _twenty() -> tuple[PathInstance, PathSchedule]:

@@ -3,7 +3,7 @@ from path_cases import schedule_of, small_instance
 
 from trimtab.core.errors import InputError
 from trimtab.core.stage_paths import StageOrder
-from trimtab.planners.path_rules import broken_rules, num_swaps, refuse_broken
+from trimtab.planners.paths.path_rules import broken_rules, num_swaps, refuse_broken
 
 STAGES = [[0], [1], [2], [3]]
 

@@ -7,7 +7,7 @@ from path_cases import CASES, case, document, line_instance, schedule_of, small_
 
 from trimtab.core.errors import InputError
 from trimtab.core.stage_paths import PathInstance, PathSchedule, SharedLink
-from trimtab.planners.path_times import path_times
+from trimtab.planners.paths.path_times import path_times
 
 
 def _stored() -> Iterator[Any]:

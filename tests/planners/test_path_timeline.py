@@ -4,8 +4,8 @@ import pytest
 from path_cases import line_instance, schedule_of, small_instance
 
 from trimtab.core.timeline import Span
-from trimtab.planners.path_timeline import schedule_timeline
-from trimtab.planners.path_times import path_times
+from trimtab.planners.paths.path_timeline import schedule_timeline
+from trimtab.planners.paths.path_times import path_times
 
 
 def test_spans_say_who_does_what_when() -> None:

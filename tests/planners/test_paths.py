@@ -15,9 +15,9 @@ from path_cases import Ticks, arrangement, case, schedule_of, small_instance
 from trimtab.core.errors import InfeasibleError
 from trimtab.core.stage_paths import PathInstance, PathPlan, PathSchedule, SharedLink
 from trimtab.planners.compiled import IS_COMPILED
-from trimtab.planners.path_starts import Partitions
-from trimtab.planners.path_times import path_times, schedule_problems
-from trimtab.planners.paths import plan_paths
+from trimtab.planners.paths.path_starts import Partitions
+from trimtab.planners.paths.path_times import path_times, schedule_problems
+from trimtab.planners.paths.paths import plan_paths
 
 
 def _planned(
@@ -217,7 +217,7 @@ if sys.argv[2] == "plain":
 sys.path.insert(0, sys.argv[1])
 from path_cases import Ticks, small_instance
 from trimtab.planners import compiled
-from trimtab.planners.paths import plan_paths
+from trimtab.planners.paths.paths import plan_paths
 
 assert compiled.IS_COMPILED == (sys.argv[2] == "compiled")
 plan = plan_paths(small_instance(3), clock=Ticks(), time_limit_s=0.05)

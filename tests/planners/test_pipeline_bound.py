@@ -2,8 +2,8 @@ import pytest
 
 from trimtab.core.pipeline import Pipeline
 from trimtab.core.profile import StepProfile
-from trimtab.planners.pipeline_bound import PipelineBound
-from trimtab.planners.stages import StageCosts
+from trimtab.planners.pipelines.pipeline_bound import PipelineBound
+from trimtab.planners.pipelines.stages import StageCosts
 
 PROFILE = StepProfile(
     name="round", num_gpus=2, gpus_per_node=2, quadratic_s=0.0, linear_s=1.0, fixed_s=2.0,

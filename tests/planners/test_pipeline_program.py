@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.planners.pipeline_program import DivisibleProgram, DivisibleWork
+from trimtab.planners.pipelines.pipeline_program import DivisibleProgram, DivisibleWork
 from trimtab.planners.timeline import PipelineWork, timeline
 
 

@@ -11,17 +11,17 @@ from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.pipeline import Pipeline
 from trimtab.core.plan import StepPlan
 from trimtab.core.profile import DegreeBandwidth, RingCosts, StepProfile
-from trimtab.planners.bounds import certified_bound_s
 from trimtab.planners.costs import group_s
-from trimtab.planners.ordering import better_order, first_order, operations_of
-from trimtab.planners.pipelined import (
+from trimtab.planners.pipelines.ordering import better_order, first_order, operations_of
+from trimtab.planners.pipelines.pipelined import (
     best_uniform_pipelined_step,
     pipelined_step,
     uniform_pipelined_step,
 )
-from trimtab.planners.rank_blocks import placed_seconds
-from trimtab.planners.sequences import plan_step
-from trimtab.planners.stages import StageCosts
+from trimtab.planners.pipelines.stages import StageCosts
+from trimtab.planners.steps.bounds import certified_bound_s
+from trimtab.planners.steps.rank_blocks import placed_seconds
+from trimtab.planners.steps.sequences import plan_step
 from trimtab.planners.timeline import PipelineWork, timeline
 
 TINY = StepProfile(

@@ -10,7 +10,7 @@ from trimtab.core.profile import DegreeBandwidth, RingCosts, StepProfile
 from trimtab.planners.costs import group_s
 from trimtab.planners.group_fitting import GroupSample
 from trimtab.planners.profile_fitting import fit_profile, refine_profile, wave_samples
-from trimtab.planners.sequences import plan_step
+from trimtab.planners.steps.sequences import plan_step
 
 
 def fitted(samples: list[GroupSample]) -> StepProfile:

@@ -9,7 +9,7 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import JobPlan, Layout
 from trimtab.core.profile import StepProfile
 from trimtab.planners.layouts import plan_job, plan_run
-from trimtab.planners.sequences import plan_step, uniform_step
+from trimtab.planners.steps.sequences import plan_step, uniform_step
 
 GptMaker = Callable[..., ModelSpec]
 ClusterMaker = Callable[..., ClusterSpec]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from trimtab.core.certificate import BoundCertificate, BoundLeaf, GroupPrice, WaveSplit
 from trimtab.core.errors import InputError
 from trimtab.core.profile import StepProfile
-from trimtab.planners.bounds import BoundTerms, area_bound_s, certified_bound_s
 from trimtab.planners.costs import group_s
-from trimtab.planners.program import solve_bound
-from trimtab.planners.sequences import plan_step
+from trimtab.planners.steps.bounds import BoundTerms, area_bound_s, certified_bound_s
+from trimtab.planners.steps.program import solve_bound
+from trimtab.planners.steps.sequences import plan_step
 
 _Item = TypeVar("_Item")
 

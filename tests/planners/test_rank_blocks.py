@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trimtab.core.plan import SequenceGroup, Wave
 from trimtab.core.profile import DegreeBandwidth, StepProfile
 from trimtab.planners.costs import group_s
-from trimtab.planners.rank_blocks import RankBlocks, placed_seconds
+from trimtab.planners.steps.rank_blocks import RankBlocks, placed_seconds
 
 
 def num_straddling(sets: Sequence[tuple[int, ...]], per_node: int) -> int:

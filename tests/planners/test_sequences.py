@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.plan import StepPlan
 from trimtab.core.profile import DegreeBandwidth, StepProfile
-from trimtab.planners.bounds import area_bound_s
 from trimtab.planners.costs import group_s
-from trimtab.planners.sequences import plan_step, step_seconds, uniform_step
+from trimtab.planners.steps.bounds import area_bound_s
+from trimtab.planners.steps.sequences import plan_step, step_seconds, uniform_step
 
 
 def no_clock() -> float:

@@ -10,11 +10,11 @@ from trimtab.core import serde
 from trimtab.core.errors import InputError
 from trimtab.core.profile import DegreeBandwidth, StepProfile
 from trimtab.core.staged import DegreeCost, StagedLayout, StagedPrices, StageReplica
-from trimtab.planners.bounds import area_bound_s
-from trimtab.planners.staged_bounds import priced_bound_s
-from trimtab.planners.staged_planning import plan_staged_step
-from trimtab.planners.staged_program import solve
-from trimtab.planners.staged_schedule import Tables, draft_of, simulate
+from trimtab.planners.staged.staged_bounds import priced_bound_s
+from trimtab.planners.staged.staged_planning import plan_staged_step
+from trimtab.planners.staged.staged_program import solve
+from trimtab.planners.staged.staged_schedule import Tables, draft_of, simulate
+from trimtab.planners.steps.bounds import area_bound_s
 
 Case = Callable[..., StagedLayout]
 

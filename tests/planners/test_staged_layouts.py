@@ -16,10 +16,10 @@ from trimtab.core.cluster import (
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
-from trimtab.planners.staged_apart import apart_drafts
-from trimtab.planners.staged_costs import Serving, StagedCosts
-from trimtab.planners.staged_layouts import choose_layout, megatron_assignment
-from trimtab.planners.staged_program import StageOption, assign_nodes
+from trimtab.planners.staged.staged_apart import apart_drafts
+from trimtab.planners.staged.staged_costs import Serving, StagedCosts
+from trimtab.planners.staged.staged_layouts import choose_layout, megatron_assignment
+from trimtab.planners.staged.staged_program import StageOption, assign_nodes
 
 LENGTHS = [4_000, 3_000, 2_000, *[500] * 40]
 MODEL = ModelSpec(

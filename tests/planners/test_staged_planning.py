@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from trimtab.core.errors import InfeasibleError, InputError
 from trimtab.core.staged import StagedLayout
-from trimtab.planners.staged_apart import apart_drafts
-from trimtab.planners.staged_check import checked_step_s
-from trimtab.planners.staged_planning import plan_staged_step
-from trimtab.planners.staged_schedule import Tables, draft_of, simulate
+from trimtab.planners.staged.staged_apart import apart_drafts
+from trimtab.planners.staged.staged_check import checked_step_s
+from trimtab.planners.staged.staged_planning import plan_staged_step
+from trimtab.planners.staged.staged_schedule import Tables, draft_of, simulate
 
 Case = Callable[..., StagedLayout]
 _Group = tuple[int, tuple[int, ...], list[int]]

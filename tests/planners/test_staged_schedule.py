@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 
 from trimtab.core.staged import MicroBatch, StagedLayout, StageVisit
-from trimtab.planners.staged_check import checked_step_s
-from trimtab.planners.staged_schedule import Tables, draft_of, micro_batches, simulate
+from trimtab.planners.staged.staged_check import checked_step_s
+from trimtab.planners.staged.staged_schedule import Tables, draft_of, micro_batches, simulate
 
 Case = Callable[..., StagedLayout]
 

@@ -10,8 +10,8 @@ from trimtab.core.plan import SequenceGroup, Wave
 from trimtab.core.profile import DegreeBandwidth, GroupOption, RingCosts, StepProfile
 from trimtab.planners.attention_costs import sharing_costs
 from trimtab.planners.costs import group_s
-from trimtab.planners.packing import OpenGroup
-from trimtab.planners.stages import StageCosts
+from trimtab.planners.pipelines.stages import StageCosts
+from trimtab.planners.steps.packing import OpenGroup
 
 PROFILE = StepProfile(
     name="round", num_gpus=4, gpus_per_node=4, quadratic_s=0.0, linear_s=0.1, fixed_s=6.0,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab.planners.islands.uneven_pipeline import Boundary, stage_ends
 from trimtab.planners.timeline import PipelineWork, timeline
-from trimtab.planners.uneven_pipeline import Boundary, stage_ends
 
 FREE = Boundary(forward_s=0.0, forward_latency_s=0.0, backward_s=0.0, backward_latency_s=0.0)
 

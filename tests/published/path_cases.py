@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core.stage_paths import PathInstance, PathSchedule
-from trimtab.planners.path_instance import instance_from_document, partitions_from_document
-from trimtab.planners.path_starts import Partitions
+from trimtab.planners.paths.path_instance import (
+    instance_from_document,
+    partitions_from_document,
+)
+from trimtab.planners.paths.path_starts import Partitions
 
 CASES = Path(__file__).parents[1] / "data" / "skippipe"
 

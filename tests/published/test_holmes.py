@@ -29,11 +29,11 @@ from trimtab.core.model import ModelSpec
 from trimtab.core.plan import Layout
 from trimtab.core.rates import Rates, StackRates
 from trimtab.orchestrator.rate_books import shipped_book
-from trimtab.planners.island_layouts import IslandJob, island_job
-from trimtab.planners.island_plan import IslandPlan, place_layout, plan_islands
-from trimtab.planners.island_rates import fitted_nics, fitted_rates
-from trimtab.planners.partition import holmes_layers
-from trimtab.planners.pools import Host
+from trimtab.planners.islands.island_layouts import IslandJob, island_job
+from trimtab.planners.islands.island_plan import IslandPlan, place_layout, plan_islands
+from trimtab.planners.islands.island_rates import fitted_nics, fitted_rates
+from trimtab.planners.islands.partition import holmes_layers
+from trimtab.planners.islands.pools import Host
 
 GB = 1e9
 ETHERNET_BYTES_PER_S = 3.125 * GB

@@ -1,6 +1,6 @@
 """Why no step can be shorter than a bound: prices that anybody can multiply out.
 
-`trimtab.planners.bounds.certified_bound_s` states the argument and does the sum.
+`trimtab.planners.steps.bounds.certified_bound_s` states the argument and does the sum.
 """
 
 from dataclasses import dataclass

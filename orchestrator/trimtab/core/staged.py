@@ -1,7 +1,7 @@
 """A pipeline over uneven machines: who serves which stage, what that costs, and a step in it.
 
-`trimtab.planners.staged_costs` fills a `StagedLayout` from a cluster and a model; it is fixed
-while the layout is. A `StagedPlan` is one step: micro-batches, each a sequence group with a
+`trimtab.planners.staged.staged_costs` fills a `StagedLayout` from a cluster and a model; it is
+fixed while the layout is. A `StagedPlan` is one step: micro-batches, each a sequence group with a
 degree, a stage path and a block of ranks at every stage that it visits.
 """
 
@@ -234,7 +234,7 @@ class MicroBatch:
 class StagedPrices:
     """Duals of the joint step program, none below zero; zero where nothing is said.
 
-    `trimtab.planners.staged_bounds.priced_bound_s` says what they prove.
+    `trimtab.planners.staged.staged_bounds.priced_bound_s` says what they prove.
     """
 
     replicas: tuple[float, ...]

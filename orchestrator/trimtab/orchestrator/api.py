@@ -39,7 +39,9 @@ from trimtab.orchestrator.file_text import read_text
 from trimtab.orchestrator.rate_books import load_book as load_rates
 from trimtab.orchestrator.rate_books import stack_of, stacks_of
 from trimtab.orchestrator.step_planning import step_planner
-from trimtab.planners import layouts, pipelined, sequences
+from trimtab.planners import layouts
+from trimtab.planners.pipelines import pipelined
+from trimtab.planners.steps import sequences
 
 __all__ = [
     "PlanningBatch",

@@ -10,15 +10,15 @@ from trimtab.core.job import JobSpec
 from trimtab.core.plan import Layout
 from trimtab.core.staged import StagedLayout, StagedPlan
 from trimtab.orchestrator.rate_books import stack_of
-from trimtab.planners.staged_apart import apart_drafts
-from trimtab.planners.staged_costs import StagedCosts
-from trimtab.planners.staged_layouts import (
+from trimtab.planners.staged.staged_apart import apart_drafts
+from trimtab.planners.staged.staged_costs import StagedCosts
+from trimtab.planners.staged.staged_layouts import (
     check_stage_layers,
     choose_layout,
     megatron_assignment,
 )
-from trimtab.planners.staged_planning import plan_staged_step
-from trimtab.planners.staged_schedule import Draft, Tables, simulate
+from trimtab.planners.staged.staged_planning import plan_staged_step
+from trimtab.planners.staged.staged_schedule import Draft, Tables, simulate
 
 _MOST_SEQUENCES = 20_000
 """Of a batch; the simulation of more would take seconds a time."""

@@ -7,13 +7,13 @@ from typing import Any
 
 from trimtab.core.errors import InputError, placed, shown
 from trimtab.core.stage_paths import PathInstance, PathSchedule
-from trimtab.planners.path_instance import (
+from trimtab.planners.paths.path_instance import (
     instance_from_document,
     partitions_from_document,
     schedule_parts,
 )
-from trimtab.planners.path_starts import Partitions
-from trimtab.planners.path_times import schedule_problems
+from trimtab.planners.paths.path_starts import Partitions
+from trimtab.planners.paths.path_times import schedule_problems
 
 
 def load_instance(path: Path) -> PathInstance:

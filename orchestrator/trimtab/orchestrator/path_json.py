@@ -4,12 +4,12 @@ from typing import Any
 
 from trimtab.core import serde
 from trimtab.core.stage_paths import PathInstance, PathPlan, PathSchedule
-from trimtab.planners.path_full_model import FullModelStep
-from trimtab.planners.path_instance import instance_document
-from trimtab.planners.path_replan import Replan
-from trimtab.planners.path_rules import FULL_MODEL_EVERY, BrokenRule, num_swaps
-from trimtab.planners.path_timeline import schedule_timeline
-from trimtab.planners.path_times import stage_uses
+from trimtab.planners.paths.path_full_model import FullModelStep
+from trimtab.planners.paths.path_instance import instance_document
+from trimtab.planners.paths.path_replan import Replan
+from trimtab.planners.paths.path_rules import FULL_MODEL_EVERY, BrokenRule, num_swaps
+from trimtab.planners.paths.path_timeline import schedule_timeline
+from trimtab.planners.paths.path_times import stage_uses
 
 _Document = dict[str, Any]
 

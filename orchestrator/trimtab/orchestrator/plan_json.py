@@ -16,7 +16,7 @@ from trimtab.core.plan import Forecast, JobPlan, Layout, StepPlan, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import MS
 from trimtab.orchestrator.joint_planning import JointPlan
-from trimtab.planners.rank_blocks import placed_seconds
+from trimtab.planners.steps.rank_blocks import placed_seconds
 
 _Document = dict[str, Any]
 
@@ -212,7 +212,7 @@ def joint_plan_document(joint: JointPlan, *, lengths: Sequence[int]) -> _Documen
 def certificate_document(certificate: BoundCertificate | None) -> _Document | None:
     """Why no step is shorter than the bound, as a stranger may check it; None: the area bound.
 
-    In seconds, as the argument is written (`trimtab.planners.bounds.certified_bound_s`).
+    In seconds, as the argument is written (`trimtab.planners.steps.bounds.certified_bound_s`).
     """
     return None if certificate is None else serde.to_document(certificate)
 

@@ -10,7 +10,7 @@ from trimtab.core.plan import Layout, StepPlan, Wave
 from trimtab.core.profile import AttentionKind, GroupOption, StepProfile
 from trimtab.orchestrator.rate_books import stack_of
 from trimtab.planners.costs import analytic_profile
-from trimtab.planners.sequences import plan_step, uniform_step
+from trimtab.planners.steps.sequences import plan_step, uniform_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from trimtab.core.errors import InputError, shown
 from trimtab.core.pipeline import MicroBatchTimes
 from trimtab.core.timeline import LaneTimeline, Span
 from trimtab.core.units import MS, counted
-from trimtab.planners.ordering import operations_of
-from trimtab.planners.stages import FORWARD_FRACTION
+from trimtab.planners.pipelines.ordering import operations_of
+from trimtab.planners.pipelines.stages import FORWARD_FRACTION
 
 _MOST_LANES = 16_384
 _MOST_SPANS = 2_000_000

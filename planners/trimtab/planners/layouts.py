@@ -128,9 +128,9 @@ def _plan_islands(
     fixed: Layout | Mapping[str, int | str] | None,
     stacks: Mapping[str, StackRates],
 ) -> JobPlan:
-    from trimtab.planners.island_forecast import job_plan
-    from trimtab.planners.island_layouts import island_job
-    from trimtab.planners.island_plan import place_layout, plan_islands
+    from trimtab.planners.islands.island_forecast import job_plan
+    from trimtab.planners.islands.island_layouts import island_job
+    from trimtab.planners.islands.island_plan import place_layout, plan_islands
 
     exact = fixed if isinstance(fixed, Layout) else None
     pins = {} if fixed is None or isinstance(fixed, Layout) else fixed

@@ -20,9 +20,9 @@ from trimtab.core.profile import StepProfile
 from trimtab.core.units import memory_text
 from trimtab.planners.memory import stage_memories
 from trimtab.planners.placement import Machine
-from trimtab.planners.rank_blocks import placed_seconds
-from trimtab.planners.sequences import plan_step
 from trimtab.planners.shapes import Job
+from trimtab.planners.steps.rank_blocks import placed_seconds
+from trimtab.planners.steps.sequences import plan_step
 
 
 def data_layouts(job: Job) -> list[Layout]:

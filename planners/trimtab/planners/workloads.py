@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from trimtab.core.errors import InfeasibleError
 from trimtab.core.plan import Layout, StageMemory
 from trimtab.core.units import counted, memory_text
-from trimtab.planners.bounds import num_waves_at_least
 from trimtab.planners.costs import StepWork, memory_token_cap
 from trimtab.planners.exchanges import group_degrees
 from trimtab.planners.memory import stage_memories, worst_stages
 from trimtab.planners.shapes import Job
+from trimtab.planners.steps.bounds import num_waves_at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,7 +105,7 @@ def _show(out: "Console", joint: "JointPlan", *, lengths: "Sequence[int]") -> No
 
 def _busy(joint: "JointPlan", replica: int, *, lengths: "Sequence[int]") -> str:
     """One character for each part of the step: the share of the replica's ranks at work."""
-    from trimtab.planners.staged_schedule import Tables, pass_s
+    from trimtab.planners.staged.staged_schedule import Tables, pass_s
 
     tables = Tables(joint.staged)
     width_s = joint.plan.step_s / _COLUMNS

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trimtab.core.stage_paths import PathInstance, PathPlan, PathSchedule
-    from trimtab.planners.path_full_model import FullModelStep
-    from trimtab.planners.path_replan import Replan
-    from trimtab.planners.path_rules import BrokenRule
+    from trimtab.planners.paths.path_full_model import FullModelStep
+    from trimtab.planners.paths.path_replan import Replan
+    from trimtab.planners.paths.path_rules import BrokenRule
 
 _BAR_CELLS = 40
 _FULL_MODEL_LIMIT_S = 0.5
@@ -82,8 +82,8 @@ def plan_paths(
     import time
 
     from trimtab.orchestrator import path_files
-    from trimtab.planners.path_rules import RULES
-    from trimtab.planners.path_search import warm_up
+    from trimtab.planners.paths.path_rules import RULES
+    from trimtab.planners.paths.path_search import warm_up
 
     if not 0 <= time_limit < math.inf:
         raise InputError(f"--time-limit: expected seconds >= 0, got {time_limit}")
@@ -109,7 +109,7 @@ def plan_paths(
     if ran is not None and without is not None:
         _show_replan(task, ran, without=without, clock=time.process_time, json=json)
         return
-    from trimtab.planners.paths import plan_paths as planned
+    from trimtab.planners.paths.paths import plan_paths as planned
 
     with console(stderr=True).status(f"planning for {time_limit:g} s"):
         plan = planned(
@@ -131,8 +131,8 @@ def _show_plan(
     json: bool,
 ) -> None:
     from trimtab.orchestrator.path_json import path_plan_document
-    from trimtab.planners.path_full_model import full_model_step
-    from trimtab.planners.path_rules import broken_rules, refuse_broken
+    from trimtab.planners.paths.path_full_model import full_model_step
+    from trimtab.planners.paths.path_rules import broken_rules, refuse_broken
 
     broken = broken_rules(instance, plan.schedule)
     refuse_broken(broken, allowed=allowed)
@@ -170,7 +170,7 @@ def _print_guidance(
     broken: "tuple[BrokenRule, ...]",
     full_model: "FullModelStep | None",
 ) -> None:
-    from trimtab.planners.path_rules import num_swaps
+    from trimtab.planners.paths.path_rules import num_swaps
 
     for one in broken:
         out.print(f"breaks {one.rule}, as allowed: {one.detail} ({one.source})")
@@ -196,8 +196,8 @@ def _show_replan(
     json: bool,
 ) -> None:
     from trimtab.orchestrator.path_json import replan_document
-    from trimtab.planners.path_bounds import PathBounds
-    from trimtab.planners.path_replan import replan
+    from trimtab.planners.paths.path_bounds import PathBounds
+    from trimtab.planners.paths.path_replan import replan
 
     started_s = clock()
     found = replan(
@@ -238,7 +238,7 @@ def _print_heading(out: "Console", instance: "PathInstance") -> None:
 
 def _print_schedule(out: "Console", instance: "PathInstance", schedule: "PathSchedule") -> None:
     """Busy shares of nodes, stage by stage, and the path of every micro-batch slot."""
-    from trimtab.planners.path_times import path_times
+    from trimtab.planners.paths.path_times import path_times
 
     times = path_times(instance, schedule)
     factor = 1 + instance.backward_factor

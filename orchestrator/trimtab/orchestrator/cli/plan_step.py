@@ -246,7 +246,7 @@ def _show_wave(
     colours: dict[int, str],
 ) -> None:
     from trimtab.core.units import counted, duration_text
-    from trimtab.planners.rank_blocks import placed_seconds
+    from trimtab.planners.steps.rank_blocks import placed_seconds
 
     seconds = placed_seconds(wave, lengths, profile=profile)
     busy = sum(t * group.degree for t, group in zip(seconds, wave.groups, strict=True))

@@ -9,7 +9,7 @@ from trimtab.core.job import Request
 from trimtab.core.plan import SequenceGroup, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.orchestrator.step_planning import step_planner
-from trimtab.planners.rank_blocks import placed_seconds
+from trimtab.planners.steps.rank_blocks import placed_seconds
 
 
 def plan_document(
