@@ -5,8 +5,8 @@
 
 Both are simulated by the same event simulation of the same layout costs; times are process CPU
 seconds after kernels are compiled. The peer is `trimtab.planners.staged.staged_apart` on
-Megatron's placement with Holmes's layers, the best of its plans at four sizes of micro-batches in three
-orders; `here` is the same on the layout that was chosen.
+Megatron's placement with Holmes's layers, the best of its plans at four sizes of micro-batches
+in three orders; `here` is the same on the layout that was chosen.
 """
 
 import argparse

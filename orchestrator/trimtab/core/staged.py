@@ -1,8 +1,8 @@
 """A pipeline over uneven machines: who serves which stage, what that costs, and a step in it.
 
 `trimtab.planners.staged.staged_costs` fills a `StagedLayout` from a cluster and a model; it is
-fixed while the layout is. A `StagedPlan` is one step: micro-batches, each a sequence group with a
-degree, a stage path and a block of ranks at every stage that it visits.
+fixed while the layout is. A `StagedPlan` is one step: micro-batches, each a sequence group
+with a degree, a stage path and a block of ranks at every stage that it visits.
 """
 
 from dataclasses import dataclass
