@@ -16,6 +16,7 @@ from trimtab.core.plan import Forecast, JobPlan, Layout, StepPlan, Wave
 from trimtab.core.profile import StepProfile
 from trimtab.core.units import MS
 from trimtab.orchestrator.joint_planning import JointPlan
+from trimtab.planners.staged.staged_timeline import staged_timeline
 from trimtab.planners.steps.rank_blocks import placed_seconds
 
 _Document = dict[str, Any]
@@ -206,6 +207,9 @@ def joint_plan_document(joint: JointPlan, *, lengths: Sequence[int]) -> _Documen
             }
             for one in plan.micro_batches
         ],
+        "timeline": serde.to_document(
+            staged_timeline(plan.micro_batches, lengths, staged=staged)
+        ),
     }
 
 
