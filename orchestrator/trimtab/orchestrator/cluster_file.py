@@ -23,7 +23,7 @@ from trimtab.core.cluster import (
 )
 from trimtab.core.errors import InputError, shown, unknown_name_message
 
-_LEAST, _MOST = 1e-9, 1e9
+_LEAST, _MOST = 1e-6, 1e9
 """Of a figure in the file's units; beyond them, times leave what a float holds."""
 _MOST_GPUS = 1_000_000
 
