@@ -73,6 +73,17 @@ def test_a_node_is_lost_from_a_plan(capsys: pytest.CaptureFixture[str], tmp_path
     assert after["rungs"][0]["name"] == "reroute"
 
 
+def test_a_plan_with_a_node_that_does_not_exist_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = _plan(capsys, SIX, "--time-limit", 0)
+    before["paths"][0][1] = 99
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(before))
+    error = _error(capsys, plan, "--from", plan, "--without", 1)
+    assert "paths[0]: expected nodes from 0 to 5, got 99" in error
+
+
 def test_people_see_nodes_paths_and_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan-paths", str(SIX), "--time-limit", "0.2"]) == 0
     out = capsys.readouterr().out

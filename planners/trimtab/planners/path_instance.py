@@ -204,6 +204,10 @@ def schedule_parts(document: Any, instance: PathInstance) -> Any:
     for a, path in enumerate(paths):
         for node in entries(f"paths[{a}]", path, None):
             checks.whole_number(f"paths[{a}]", node, at_least=0)
+            if node >= instance.num_nodes:
+                raise InputError(
+                    f"paths[{a}]: expected nodes from 0 to {instance.num_nodes - 1}, got {node}"
+                )
     release_s = entries("release_s", needed(fields, "release_s"), len(paths))
     for a, time_s in enumerate(release_s):
         checks.not_negative(f"release_s[{a}]", time_s)
