@@ -73,15 +73,22 @@ def test_a_node_is_lost_from_a_plan(capsys: pytest.CaptureFixture[str], tmp_path
     assert after["rungs"][0]["name"] == "reroute"
 
 
-def test_a_plan_with_a_node_that_does_not_exist_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ([4, 99], "paths[0]: expected nodes from 0 to 5, got 99"),
+        ([], "paths[0]: expected at least one entry, got none"),
+        (None, "paths[0]: expected a list, got None"),
+    ],
+)
+def test_a_plan_with_a_path_of_no_nodes_is_refused(
+    path: Any, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     before = _plan(capsys, SIX, "--time-limit", 0)
-    before["paths"][0][1] = 99
+    before["paths"][0] = path
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(before))
-    error = _error(capsys, plan, "--from", plan, "--without", 1)
-    assert "paths[0]: expected nodes from 0 to 5, got 99" in error
+    assert message in _error(capsys, plan, "--from", plan, "--without", 1)
 
 
 def test_people_see_nodes_paths_and_the_bound(capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,7 +202,8 @@ def schedule_parts(document: Any, instance: PathInstance) -> Any:
     partitions = partitions_from_document(fields, instance)
     paths = entries("paths", needed(fields, "paths"), None)
     for a, path in enumerate(paths):
-        for node in entries(f"paths[{a}]", path, None):
+        checks.not_empty(f"paths[{a}]", entries(f"paths[{a}]", path, None))
+        for node in path:
             checks.whole_number(f"paths[{a}]", node, at_least=0)
             if node >= instance.num_nodes:
                 raise InputError(
