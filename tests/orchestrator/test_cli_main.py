@@ -1,7 +1,9 @@
 import importlib.metadata
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,24 @@ def test_wrong_usage_is_one_line_and_exit_2(
     captured = capsys.readouterr()
     assert captured.err.startswith(message)
     assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_an_interrupted_command_says_so_and_ends_with_130(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case = Path(__file__).parents[1] / "data" / "skippipe" / "n06_s4_skip50.instance.json"
+    assert main(["plan-paths", str(case), "--time-limit", "0"]) == 0  # all is compiled now
+    capsys.readouterr()
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        assert main(["plan-paths", str(case), "--time-limit", "60"]) == 130
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    captured = capsys.readouterr()
+    assert captured.err == "error: interrupted\n"
     assert captured.out == ""
 
 

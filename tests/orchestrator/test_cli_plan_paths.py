@@ -73,6 +73,24 @@ def test_a_node_is_lost_from_a_plan(capsys: pytest.CaptureFixture[str], tmp_path
     assert after["rungs"][0]["name"] == "reroute"
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ([4, 99], "paths[0]: expected nodes from 0 to 5, got 99"),
+        ([], "paths[0]: expected at least one entry, got none"),
+        (None, "paths[0]: expected a list, got None"),
+    ],
+)
+def test_a_plan_with_a_path_of_no_nodes_is_refused(
+    path: Any, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = _plan(capsys, SIX, "--time-limit", 0)
+    before["paths"][0] = path
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(before))
+    assert message in _error(capsys, plan, "--from", plan, "--without", 1)
+
+
 def test_people_see_nodes_paths_and_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan-paths", str(SIX), "--time-limit", "0.2"]) == 0
     out = capsys.readouterr().out
@@ -110,11 +128,9 @@ def _error(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
         (SIX.read_text()[:900], "expected a JSON document"),
         ("", "expected a JSON document"),
         ("[1, 2]", "instance: expected an object"),
-        (
-            '{"n_nodes": NaN}',
-            "expected finite numbers, got NaN; a link that is missing is null",
-        ),
-        ('{"n_nodes": Infinity}', "got Infinity"),
+        ('{"n_nodes": NaN}', "n_nodes: expected a whole number >= 1, got nan"),
+        ('{"n_nodes": Infinity}', "n_nodes: expected a whole number >= 1, got inf"),
+        ('{"waves": 1, "waves": 2}', "'waves': the key is given twice"),
         ('{"[bold]": 1}', "unknown key '[bold]'"),
         ("[" * 100_000, "expected a JSON document"),
     ],
@@ -127,6 +143,63 @@ def test_broken_files_end_in_one_line(
     error = _error(capsys, path)
     assert message in error
     assert str(path) in error
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"op_gap_s": None}, "op_gap_s: expected a finite number >= 0, got None"),
+        ({"op_gap_first_s": 10**30}, "op_gap_first_s: expected a number from 0 to 100000"),
+        ({"backward_factor": 1e308}, "backward_factor: expected a number from 0 to 100"),
+        ({"forward_s": [1.76] * 5 + [1e308]}, "forward_s[5]: expected a number from 1e-09"),
+        ({"samples_per_microbatch": "x"}, "samples_per_microbatch: expected a whole number"),
+        (
+            {"microbatches_per_origin": 10**12, "memory": 10**12},
+            "microbatches_per_origin: at most 100,000 micro-batches",
+        ),
+        (
+            {"latency_ms": [[None] * 6] * 6},
+            "latency_ms[0][1], bandwidth_GiBps[0][1]: one is null",
+        ),
+        ({"bandwidth_GiBps": [[5e-324] * 6] * 6}, "bandwidth_GiBps[0][1]: expected a number"),
+    ],
+)
+def test_figures_that_no_time_can_come_of_are_refused_by_name(
+    changed: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "instance.json"
+    path.write_text(json.dumps(json.loads(SIX.read_text()) | changed))
+    assert f"{path}: {message}" in _error(capsys, path)
+
+
+def test_whole_numbers_are_as_good_as_others(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fields = json.loads(SIX.read_text())
+    plans = []
+    for wave_offset_s in (2, 2.0):
+        path = tmp_path / "instance.json"
+        path.write_text(json.dumps(fields | {"wave_offset_s": wave_offset_s, "op_gap_s": 0}))
+        plans.append(_plan(capsys, path, "--time-limit", 0))
+    assert plans[0]["instance"] == plans[1]["instance"]
+    assert isinstance(plans[0]["instance"]["op_gap_s"], float)
+    assert plans[0]["paths"] == plans[1]["paths"]
+
+
+def test_a_stage_without_a_link_within_has_no_in_stage_delay(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fields = json.loads(SIX.read_text())
+    for i in range(6):
+        fields["delay_s"][i][2] = None if i in (0, 5) else fields["delay_s"][i][2]
+    fields["partition_sizes"] = [2, 1, 1, 2]
+    arranged = tmp_path / "stages.json"
+    arranged.write_text('{"partitions": [[1, 3], [4], [5], [0, 2]]}')
+    path = tmp_path / "instance.json"
+    path.write_text(json.dumps(fields))
+    document = _plan(capsys, path, "--fixed-stages", arranged, "--time-limit", 0)
+    assert document["in_stage_delay_s"] is None
+    assert document["instance"]["delay_s"][0][2] is None
 
 
 def test_a_disconnected_node_ends_in_one_line(

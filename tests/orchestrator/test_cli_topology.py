@@ -100,6 +100,23 @@ def test_the_drawings_are_whole_and_escape_names(tmp_path: Path) -> None:
         ),
         (lambda text: text.replace("links:", "likns:"), "likns: unknown key"),
         (lambda _: "", "expected a mapping of keys to values, got nothing"),
+        (lambda _: "3", "c.yaml: expected a mapping of keys to values, got '3'"),
+        (
+            lambda text: text.replace("memory_gib: 1", "memory_gib: 1e308"),
+            "nodes[0].gpu.memory_gib: expected a number from 1e-06 to 1e+09, got 1e+308",
+        ),
+        (
+            lambda text: text.replace("gb_per_s: 1,", "gb_per_s: 5e-324,"),
+            "links[0].gb_per_s: expected a number from 1e-06 to 1e+09",
+        ),
+        (
+            lambda text: text.replace("gpus_per_node: 2", "gpus_per_node: 1000000"),
+            "nodes: at most 1,000,000 GPUs can be planned, got 2,000,000",
+        ),
+        (
+            lambda text: text.replace("island: a", 'island: "\\e[31m"'),
+            "unknown value 'a'; expected one of \N{REPLACEMENT CHARACTER}[31m, b",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(
@@ -116,9 +133,43 @@ def test_a_wrong_file_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_drawings_hold_no_control_characters(tmp_path: Path) -> None:
+    path = cluster_file(tmp_path / "c.yaml")
+    path.write_text(path.read_text().replace("name: small", 'name: "small\\e[31m"'))
+    page, svg = tmp_path / "t.html", tmp_path / "t.svg"
+    assert main(["topology", str(path), "--html", str(page), "--svg", str(svg)]) == 0
+    drawing = ElementTree.fromstring(svg.read_text())
+    assert drawing.get("aria-label") == "small\N{REPLACEMENT CHARACTER}[31m"
+    assert "\x1b" not in page.read_text()
+
+
+@pytest.mark.parametrize("option", ["--out", "--html", "--svg"])
+def test_the_cluster_file_is_never_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    path = cluster_file(tmp_path / "c.yaml")
+    before = path.read_text()
+    assert main(["topology", str(path), "--measure", "--out", "m", option, str(path)]) == 2
+    assert "is the cluster file too; name another file" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def test_an_earlier_measurement_stays_where_measuring_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_RUNS_DIR", str(tmp_path / "runs"))
+    (tmp_path / "runs").write_text("a file where the folder of runs should be")
+    path, out = cluster_file(tmp_path / "c.yaml"), tmp_path / "measured.yaml"
+    out.write_text("an earlier measurement")
+    assert main(["topology", str(path), "--measure", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert out.read_text() == "an earlier measurement"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--html", "same", "--svg", "same"], "--svg: same is the file of --html too"),
         (["--out", "x.yaml"], "--out: expected --measure beside it"),
         (["--measure"], "--out: expected the file for the measured cluster"),
         (["--measure", "--ranks-per-node", "3"], "the nodes 'n0' have 2 GPUs, got 3"),

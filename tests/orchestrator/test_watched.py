@@ -1,5 +1,6 @@
 import pytest
 
+from trimtab.core.errors import printable
 from trimtab.core.events import (
     CheckpointSaved,
     EvaluationFinished,
@@ -10,7 +11,6 @@ from trimtab.core.events import (
     StepSummarized,
 )
 from trimtab.core.plan import SequenceGroup, StagePath, StepPlan, Wave
-from trimtab.orchestrator.cli.output import printable
 from trimtab.orchestrator.cli.watched import Watched
 
 

@@ -33,6 +33,14 @@ def not_negative(field: str, value: Any) -> None:
         raise InputError(f"{field}: expected a finite number >= 0, got {shown(value)}")
 
 
+def between(field: str, value: Any, least: float, most: float) -> None:
+    """Raise unless `value` is a number from `least` to `most`."""
+    if not _is_finite_number(value) or not least <= value <= most:
+        raise InputError(
+            f"{field}: expected a number from {least:g} to {most:g}, got {shown(value)}"
+        )
+
+
 def fraction(field: str, value: Any) -> None:
     """Raise unless `value` is a number from 0 to 1."""
     if not _is_finite_number(value) or not 0 <= value <= 1:

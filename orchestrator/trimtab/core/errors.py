@@ -81,6 +81,14 @@ def shown(value: object) -> str:
     return f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"
 
 
+def printable(text: str) -> str:
+    """One line of `text` that cannot move a terminal's cursor or change its colours."""
+    return "".join(
+        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for char in " ".join(text.split())
+    )
+
+
 @contextlib.contextmanager
 def placed(place: object) -> Iterator[None]:
     """Put `place`, a file or a field, in front of the message of an `InputError` inside."""

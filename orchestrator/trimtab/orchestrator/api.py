@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.core.batch import BatchProfile
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InputError, shown
 from trimtab.core.job import (
     DataSpec,
     JobHandle,
@@ -336,5 +336,6 @@ def as_sequences(lengths: Sequence[int], *, data: DataSpec) -> tuple[int, ...]:
 def _length(line: str, *, where: str) -> int:
     text = line.strip()
     if not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS or int(text) < 1:
-        raise InputError(f"{where}: expected a whole number >= 1, got {text!r}")
+        most = f" of at most {_MOST_DIGITS} digits" if len(text) > _MOST_DIGITS else ""
+        raise InputError(f"{where}: expected a whole number >= 1{most}, got {shown(text)}")
     return int(text)

@@ -23,6 +23,10 @@ from trimtab.core.cluster import (
 )
 from trimtab.core.errors import InputError, shown, unknown_name_message
 
+_LEAST, _MOST = 1e-6, 1e9
+"""Of a figure in the file's units; beyond them, times leave what a float holds."""
+_MOST_GPUS = 1_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSection:
@@ -102,11 +106,18 @@ def cluster_from_document(document: Mapping[str, Any], *, path: str = "") -> Clu
     if not isinstance(nodes, list):
         raise InputError(f"{_join(path, 'nodes')}: expected a list, got {shown(nodes)}")
     section = serde.from_fields(ClusterSection, rest, path=path)
+    specs = tuple(
+        _node(node, path=_join(path, f"nodes[{index}]")) for index, node in enumerate(nodes)
+    )
+    num_gpus = sum(spec.num_gpus for spec in specs)
+    if num_gpus > _MOST_GPUS:
+        raise InputError(
+            f"{_join(path, 'nodes')}: at most {_MOST_GPUS:,} GPUs can be planned, "
+            f"got {num_gpus:,}; lower count or gpus_per_node"
+        )
     return ClusterSpec(
         name=section.name,
-        nodes=tuple(
-            _node(node, path=_join(path, f"nodes[{index}]")) for index, node in enumerate(nodes)
-        ),
+        nodes=specs,
         links=tuple(
             _island_link(link, path=_join(path, f"links[{index}]"))
             for index, link in enumerate(section.links)
@@ -145,7 +156,7 @@ def _node(document: Any, *, path: str) -> NodeSpec:
 
 
 def _tflop(value: float, *, path: str) -> float:
-    checks.positive(path, value)
+    _check_figure(path, value)
     return value * units.TFLOP
 
 
@@ -154,11 +165,11 @@ def _gpu(document: Any, *, path: str) -> GpuSpec:
     _check_keys(rest, GpuSection, apart="peak_tflop_per_s", path=path)
     peaks = _mapping(rest.pop("peak_tflop_per_s", {}), path=f"{path}.peak_tflop_per_s")
     section = serde.from_fields(GpuSection, rest, path=path)
-    checks.positive(f"{path}.memory_gib", section.memory_gib)
-    checks.positive(f"{path}.memory_gb_per_s", section.memory_gb_per_s)
+    _check_figure(f"{path}.memory_gib", section.memory_gib)
+    _check_figure(f"{path}.memory_gb_per_s", section.memory_gb_per_s)
     for precision, tflop_per_s in peaks.items():
         checks.one_of(f"{path}.peak_tflop_per_s", precision, PRECISIONS)
-        checks.positive(f"{path}.peak_tflop_per_s.{precision}", tflop_per_s)
+        _check_figure(f"{path}.peak_tflop_per_s.{precision}", tflop_per_s)
     return GpuSpec(
         name=section.name,
         memory_bytes=round(section.memory_gib * units.GIB),
@@ -171,8 +182,8 @@ def _gpu(document: Any, *, path: str) -> GpuSpec:
 
 
 def _link(section: LinkSection, *, path: str) -> Link:
-    checks.positive(f"{path}.gb_per_s", section.gb_per_s)
-    checks.not_negative(f"{path}.latency_us", section.latency_us)
+    _check_figure(f"{path}.gb_per_s", section.gb_per_s)
+    _check_latency(f"{path}.latency_us", section.latency_us)
     return Link(
         bytes_per_s=section.gb_per_s * units.GB, latency_s=section.latency_us * units.US
     )
@@ -180,8 +191,8 @@ def _link(section: LinkSection, *, path: str) -> Link:
 
 def _nic(section: NicSection, *, path: str) -> NicSpec:
     checks.whole_number(f"{path}.count", section.count)
-    checks.positive(f"{path}.gbit_per_s", section.gbit_per_s)
-    checks.not_negative(f"{path}.latency_us", section.latency_us)
+    _check_figure(f"{path}.gbit_per_s", section.gbit_per_s)
+    _check_latency(f"{path}.latency_us", section.latency_us)
     return NicSpec(
         kind=section.kind,
         count=section.count,
@@ -198,6 +209,16 @@ def _island_link(section: IslandLinkSection, *, path: str) -> IslandLink:
     return IslandLink(
         islands=section.islands, link=_link(link, path=path), one_way=section.one_way
     )
+
+
+def _check_figure(field: str, value: Any) -> None:
+    checks.positive(field, value)
+    checks.between(field, value, _LEAST, _MOST)
+
+
+def _check_latency(field: str, value: Any) -> None:
+    checks.not_negative(field, value)
+    checks.between(field, value, 0, _MOST)
 
 
 def _mapping(value: Any, *, path: str) -> dict[str, Any]:

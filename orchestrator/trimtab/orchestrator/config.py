@@ -305,6 +305,10 @@ def _parse_yaml(text: str, *, source: str) -> Any:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{source}: not valid YAML: {reason}") from error
+    except AssertionError as error:  # OmegaConf's, of a document that is one number
+        raise InputError(
+            f"{source}: expected a mapping of keys to values, got {shown(text.strip())}"
+        ) from error
 
 
 def _parse_json(text: str, *, source: str) -> Any:

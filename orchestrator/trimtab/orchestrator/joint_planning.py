@@ -53,7 +53,7 @@ def plan_joint_step(
     """Choose who serves which stage, then the step's groups, replicas and paths together.
 
     The plan is never longer than the best step with groups, placement and paths decided one
-    after the other (`planners.staged_apart`).
+    after the other (`planners.staged.staged_apart`).
 
     Args:
         job: Its layout says tp and pp, perhaps `stage_layers`; its `stage_paths` what is left

@@ -74,15 +74,20 @@ def in_stage_limit(text: str, instance: PathInstance) -> tuple[float, Partitions
 
 def _document(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"expected a JSON file, but {reason}") from error
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"expected a JSON document, but {error}") from error
 
 
-def _refuse(constant: str) -> None:
-    raise InputError(f"expected finite numbers, got {constant}; a link that is missing is null")
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{shown(repeated)}: the key is given twice; keep one of them")
+    return document

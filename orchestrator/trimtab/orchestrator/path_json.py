@@ -5,7 +5,7 @@ from typing import Any
 from trimtab.core import serde
 from trimtab.core.stage_paths import PathInstance, PathPlan, PathSchedule
 from trimtab.planners.paths.path_full_model import FullModelStep
-from trimtab.planners.paths.path_instance import instance_document
+from trimtab.planners.paths.path_instance import finite_or_none, instance_document
 from trimtab.planners.paths.path_replan import Replan
 from trimtab.planners.paths.path_rules import FULL_MODEL_EVERY, BrokenRule, num_swaps
 from trimtab.planners.paths.path_timeline import schedule_timeline
@@ -71,7 +71,7 @@ def _schedule(instance: PathInstance, schedule: PathSchedule) -> _Document:
         "num_micro_batches": instance.num_micro_batches,
         "skip_ratio": instance.skip_fraction,
         "stage_uses": stage_uses(schedule),
-        "in_stage_delay_s": instance.in_stage_delay_s(schedule.partitions),
+        "in_stage_delay_s": finite_or_none(instance.in_stage_delay_s(schedule.partitions)),
     }
 
 

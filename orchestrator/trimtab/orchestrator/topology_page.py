@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab.core.cluster import ClusterSpec, IslandLink, Link, NicSpec, NodeSpec
+from trimtab.core.errors import printable
 from trimtab.core.units import GB, GBIT, counted, duration_text, memory_text
 
 _COLUMN, _GAP, _PADDING = 250, 40, 14
@@ -49,8 +50,8 @@ def link_text(link: Link) -> str:
 
 def topology_page(cluster: ClusterSpec) -> str:
     """The page: the drawing and where the figures come from; it needs nothing else."""
-    title = html.escape(cluster.name)
-    source = f"<p>{html.escape(cluster.source)}</p>" if cluster.source else ""
+    title = _escaped(cluster.name)
+    source = f"<p>{_escaped(cluster.source)}</p>" if cluster.source else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -78,7 +79,7 @@ def topology_svg(cluster: ClusterSpec) -> str:
     height = bottom + _LANE * len(cluster.links) + 30
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" '
-        f'width="{width}" role="img" aria-label="{html.escape(cluster.name)}">'
+        f'width="{width}" role="img" aria-label="{_escaped(cluster.name)}">'
         f"<style>{_STYLE}</style><defs>"
         '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
         'orient="auto-start-reverse"><path d="M0 0L8 4L0 8z" fill="context-stroke"/></marker>'
@@ -195,6 +196,9 @@ def _lanes(links: Sequence[IslandLink], boxes: dict[str, _Box], *, below: float)
 
 def _text(x: float, y: float, text: str, style: str, *, anchor: str = "start") -> str:
     css = f' class="{style}"' if style else ""
-    return (
-        f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}"{css}>{html.escape(text)}</text>'
-    )
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}"{css}>{_escaped(text)}</text>'
+
+
+def _escaped(text: str) -> str:
+    """One line of text for HTML and SVG, which allow no control characters."""
+    return html.escape(printable(text))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trimtab.core import checks
-from trimtab.core.errors import InputError, unknown_name_message
+from trimtab.core.errors import InputError, shown, unknown_name_message
 from trimtab.core.profile import DegreeBandwidth, RingCosts, StepProfile
 from trimtab.core.units import GB, MB, MS
 
@@ -139,7 +139,7 @@ def _check_keys(
 def _text(document: Mapping[str, Any], key: str) -> str:
     value = document.get(key, "")
     if not isinstance(value, str):
-        raise InputError(f"{key}: expected text, got {value!r}")
+        raise InputError(f"{key}: expected text, got {shown(value)}")
     return value
 
 
@@ -168,10 +168,12 @@ def _bandwidths(
 
 def _by_degree(table: Any, field: str, *, unit: str) -> dict[int, Any]:
     if not isinstance(table, Mapping):
-        raise InputError(f"{field}: expected an object of degree: {unit}, got {table!r}")
+        raise InputError(f"{field}: expected an object of degree: {unit}, got {shown(table)}")
     for degree in table:
         if not re.fullmatch(r"[1-9][0-9]{0,6}", str(degree)) or str(degree) == "1":
-            raise InputError(f"{field}: expected whole degrees >= 2 as keys, got {degree!r}")
+            raise InputError(
+                f"{field}: expected whole degrees >= 2 as keys, got {shown(degree)}"
+            )
     return {int(degree): value for degree, value in table.items()}
 
 

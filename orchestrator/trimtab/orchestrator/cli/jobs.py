@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.orchestrator.cli.output import JsonOption, print_json, printable
+from trimtab.core.errors import printable
+from trimtab.orchestrator.cli.output import JsonOption, print_json
 from trimtab.orchestrator.cli.which_run import NewestRunArgument, RunArgument, named_or_newest
 
 if TYPE_CHECKING:

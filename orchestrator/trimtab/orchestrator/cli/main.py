@@ -5,14 +5,15 @@ all is well, or an exit code. Its module imports only light things at the top, s
 `trimtab --help` stays fast.
 """
 
+import functools
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Final
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final
 
 import typer
 
-from trimtab.core.errors import ExitCode, TrimtabError
+from trimtab.core.errors import ExitCode, TrimtabError, printable
 
 _SET_UP: Final = "Set up"
 _PLAN: Final = "Plan"
@@ -68,8 +69,21 @@ def make_app(only: str | None = None) -> typer.Typer:
             if isinstance(command, typer.Typer):
                 app.add_typer(command, name=name, rich_help_panel=panel)
             else:
-                app.command(name, rich_help_panel=panel)(command)
+                app.command(name, rich_help_panel=panel)(_interruptible(command))
     return app
+
+
+def _interruptible(command: Callable[..., int | None]) -> Callable[..., int | None]:
+    """The command, ending in `typer.Abort` when interrupted: typer itself says nothing."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> int | None:
+        try:
+            return command(*args, **options)
+        except KeyboardInterrupt as error:
+            raise typer.Abort from error
+
+    return run
 
 
 def _print_version(wanted: bool) -> None:
@@ -106,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message.startswith("Missing argument 'RUN'"):
             message += " See `trimtab list`"
         return _fail(message, ExitCode.USAGE)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     return int(result or ExitCode.OK)
 
@@ -123,8 +137,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    line = " ".join(message.split())
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return int(exit_code)
 
 

@@ -38,11 +38,3 @@ def print_json(document: dict[str, Any]) -> None:
     """One JSON document in one line on stdout; NaN and infinities are our bug."""
     json.dump(document, sys.stdout, allow_nan=False)
     sys.stdout.write("\n")
-
-
-def printable(text: str) -> str:
-    """One line of `text` that cannot move a terminal's cursor or change its colours."""
-    return "".join(
-        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for char in " ".join(text.split())
-    )

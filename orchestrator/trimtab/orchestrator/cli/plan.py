@@ -148,8 +148,8 @@ def _show_islands(out: "Console", job_plan: "JobPlan") -> None:
 
     from rich.markup import escape
 
+    from trimtab.core.errors import printable
     from trimtab.core.units import duration_text
-    from trimtab.orchestrator.cli.output import printable
 
     islands = job_plan.islands
     if islands is None:

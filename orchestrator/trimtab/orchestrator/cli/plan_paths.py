@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.core.errors import InfeasibleError, InputError
-from trimtab.orchestrator.cli.output import JsonOption, console, print_json, printable
+from trimtab.core.errors import InfeasibleError, InputError, printable
+from trimtab.orchestrator.cli.output import JsonOption, console, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trimtab.core.errors import ExitCode, JobFailedError
+from trimtab.core.errors import ExitCode, JobFailedError, printable
 from trimtab.core.events import (
     Alert,
     AnyEvent,
@@ -26,7 +26,6 @@ from trimtab.core.events import (
 )
 from trimtab.core.job import JobSpec, JobState, SchedulerName, ScriptSpec
 from trimtab.core.units import duration_text
-from trimtab.orchestrator.cli.output import printable
 from trimtab.orchestrator.cli.watched import Watched
 from trimtab.orchestrator.observation import observe
 from trimtab.orchestrator.rundir import RunDir, RunState

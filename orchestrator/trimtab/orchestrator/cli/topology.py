@@ -1,17 +1,17 @@
 """`trimtab topology`: a cluster drawn, or measured."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InputError, printable
 from trimtab.orchestrator.cli.output import (
     DryRunOption,
     JsonOption,
     console,
     print_json,
-    printable,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def topology(
     from trimtab.orchestrator.config import load_cluster
 
     spec = load_cluster(cluster)
+    _check_outputs({"--out": out, "--html": html, "--svg": svg}, cluster=cluster)
     screen = console(stderr=json)
     if not measure:
         asked = {"--out": out, "--ranks-per-node": ranks_per_node, "--slurm-arg": slurm_arg}
@@ -98,7 +99,6 @@ def topology(
             return 0
         if out is None:
             raise InputError("--out: expected the file for the measured cluster, got none")
-        _write(out, "")
         try:
             spec = _measured(spec, job, scheduler=scheduler, screen=screen)
         except KeyboardInterrupt:
@@ -294,6 +294,24 @@ def _island(spec: "ClusterSpec", island: str) -> "Panel":
         title_align="left",
         expand=False,
     )
+
+
+def _check_outputs(outputs: dict[str, Path | None], *, cluster: Path) -> None:
+    """Refuse, before anything runs, what could not be written or would overwrite an input."""
+    taken = {cluster.resolve(): "the cluster file"}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        place = path if path.exists() else path.absolute().parent
+        if path.is_dir() or not os.access(place, os.W_OK):
+            raise InputError(
+                f"{option}: {path}: expected a file that can be written; its folder must exist"
+            )
+        if path.resolve() in taken:
+            raise InputError(
+                f"{option}: {path} is {taken[path.resolve()]} too; name another file"
+            )
+        taken[path.resolve()] = f"the file of {option}"
 
 
 def _write(path: Path, text: str) -> None:

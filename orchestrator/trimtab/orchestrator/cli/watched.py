@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator
 
+from trimtab.core.errors import printable
 from trimtab.core.events import (
     AnyEvent,
     AttemptStarted,
@@ -17,7 +18,6 @@ from trimtab.core.events import (
 from trimtab.core.model import mfu
 from trimtab.core.plan import StepPlan
 from trimtab.core.units import count_text, duration_text
-from trimtab.orchestrator.cli.output import printable
 
 
 class Watched:
