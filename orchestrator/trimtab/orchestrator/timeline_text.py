@@ -4,9 +4,9 @@ import textwrap
 
 from rich.text import Text
 
+from trimtab.core.errors import printable
 from trimtab.core.timeline import LaneTimeline, Span
 from trimtab.core.units import duration_text
-from trimtab.orchestrator.cli.output import printable
 from trimtab.orchestrator.timeline_rows import COLOURS, kinds_of, spans_by_lane, summary
 
 GLYPHS = {

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.core.errors import InputError
-from trimtab.orchestrator.cli.output import JsonOption, console, print_json, printable
+from trimtab.core.errors import InputError, printable
+from trimtab.orchestrator.cli.output import JsonOption, console, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
