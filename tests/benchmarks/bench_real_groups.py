@@ -103,8 +103,8 @@ def _text(measured: dict[str, Any]) -> str:
         f"{compared['total_ratio']:.2f} over all of them",
         f"losses differ by at most {compared['max_loss_difference']:.1e} nats",
         *(
-            f"{group['attention']} of {group['degree']}: predicted is {group['ratio']:.2f} of measured, off by "
-            f"{group['error_fraction']:.0%} (median of {group['num_groups']} groups)"
+            f"{group['attention']} of {group['degree']}: predicted is {group['ratio']:.2f} of "
+            f"measured, off by {group['error_fraction']:.0%} (median of {group['num_groups']} groups)"
             for group in groups
         ),
     ]
