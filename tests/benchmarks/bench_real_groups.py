@@ -104,7 +104,8 @@ def _text(measured: dict[str, Any]) -> str:
         f"losses differ by at most {compared['max_loss_difference']:.1e} nats",
         *(
             f"{group['attention']} of {group['degree']}: predicted is {group['ratio']:.2f} of "
-            f"measured, off by {group['error_fraction']:.0%} (median of {group['num_groups']} groups)"
+            f"measured, off by {group['error_fraction']:.0%} "
+            f"(median of {group['num_groups']} groups)"
             for group in groups
         ),
     ]
