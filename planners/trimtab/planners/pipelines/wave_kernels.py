@@ -16,6 +16,7 @@ from trimtab.planners.steps.kernels import (
     copy_wave,
     fill_wave,
     next_random,
+    take_apart,
 )
 
 
@@ -245,7 +246,7 @@ def refill(
         Whether all found a place; then `new` holds the waves and `kept.tokens` their tokens.
     """
     num_sizes = len(batch.sizes)
-    total_s = take_out(num_sizes, num, chosen, state, left, picks, waves)
+    total_s = take_apart(num_sizes, num, chosen, 0.0, state, left, picks, waves)
     rest_s = total_s * (1 + 0.1 * next_random(state) ** 2)
     for j in range(chosen):
         target_s, first = rest_s, 0
@@ -267,22 +268,3 @@ def refill(
             new.counts[j * num_sizes + i] = filled.taken[i]
         rest_s -= wave_s
     return area_of(batch, left)[2] == num_sizes
-
-
-@compiled
-def take_out(
-    num_sizes: int, num: int, chosen: int, state: Ints, left: Ints, picks: Ints, waves: Waves
-) -> float:
-    """Choose waves `picks[:chosen]`, put what they hold into `left`; return their time."""
-    for j in range(num):
-        picks[j] = j
-    for i in range(num_sizes):
-        left[i] = 0
-    total_s = 0.0
-    for j in range(chosen):
-        other = j + int((num - j) * next_random(state))
-        picks[j], picks[other] = picks[other], picks[j]
-        total_s += waves.wave_s[picks[j]]
-        for i in range(num_sizes):
-            left[i] += waves.counts[picks[j] * num_sizes + i]
-    return total_s

@@ -267,7 +267,9 @@ def improve(
     num_sizes = len(batch.sizes)
     for _ in range(trials):
         chosen = min(num_waves, 2 + int(3 * next_random(state)))
-        total_s = take_apart(batch, num_waves, chosen, state, left, order, waves)
+        total_s = take_apart(
+            num_sizes, num_waves, chosen, batch.fixed_s, state, left, order, waves
+        )
         wanted = chosen
         draw = next_random(state)
         if draw < 0.05 and num_waves < len(waves.wave_s):
@@ -288,16 +290,16 @@ def improve(
 
 @compiled
 def take_apart(
-    batch: Batch,
+    num_sizes: int,
     num_waves: int,
     chosen: int,
+    fixed_s: float,
     state: Ints,
     left: Ints,
     order: Ints,
     waves: Waves,
 ) -> float:
     """Choose waves `order[:chosen]`, put what they hold into `left`; return their time."""
-    num_sizes = len(batch.sizes)
     for j in range(num_waves):
         order[j] = j
     for i in range(num_sizes):
@@ -307,7 +309,7 @@ def take_apart(
         other = j + int((num_waves - j) * next_random(state))
         order[j], order[other] = order[other], order[j]
         w = order[j]
-        total_s += waves.wave_s[w] + batch.fixed_s
+        total_s += waves.wave_s[w] + fixed_s
         for i in range(num_sizes):
             left[i] += waves.counts[w * num_sizes + i]
     return total_s
